@@ -1,0 +1,1 @@
+"""Masked vision-language models in JAX: pre-training, evaluation and retrieval."""

@@ -1,0 +1,120 @@
+"""Captions to token ids: a WordPiece vocabulary trained on one's own captions, or a local Hugging Face tokenizer."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from maskvlm_jax.errors import UserError
+
+PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` with the special tokens of masked language modelling; picklable.
+
+    Attributes:
+        vocab_size: ids are below it.
+        pad_id, start_id, end_id, mask_id: the special tokens (`<pad>`, `<s>`, `</s>`, `<mask>` for RoBERTa).
+        ordinary_ids: the ids that are no special tokens.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, int], all_special_ids: Iterable[int]):
+        self._backend = backend
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self.pad_id, self.start_id, self.end_id, self.mask_id = (special[k] for k in ("pad", "start", "end", "mask"))
+        self.vocab_size = 1 + max(backend.get_vocab().values())
+        hidden = {*all_special_ids, *special.values()}
+        self.ordinary_ids = np.array([i for i in range(self.vocab_size) if i not in hidden], np.int32)
+
+    def encode(self, caption: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Start token, the caption's tokens, end token; cut and padded to `max_length`.
+
+        Returns:
+            tokens: (max_length,) int32.
+            word_ids: (max_length,) int32, the word each token belongs to; -1 at special tokens and padding.
+        """
+        encoding = self._backend.encode(caption, add_special_tokens=False)
+        ids = encoding.ids[: max_length - 2]
+        words = [-1 if word is None else word for word in encoding.word_ids[: max_length - 2]]
+        tokens = np.full(max_length, self.pad_id, np.int32)
+        word_ids = np.full(max_length, -1, np.int32)
+        tokens[: len(ids) + 2] = [self.start_id, *ids, self.end_id]
+        word_ids[1 : len(ids) + 1] = words
+        return tokens, word_ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return self._backend.decode([int(i) for i in ids])
+
+    def token(self, token_id: int) -> str:
+        """The text of one token."""
+        return self._backend.id_to_token(int(token_id)) or str(token_id)
+
+
+def train_wordpiece(captions: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    """A lower-casing BERT WordPiece tokenizer of at most `vocab_size` entries."""
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    special = [PAD, UNKNOWN, START, END, MASK]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    backend.train_from_iterator(captions, trainer)
+    ends = [(START, backend.token_to_id(START)), (END, backend.token_to_id(END))]
+    backend.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)
+    return backend
+
+
+def load(folder: str | os.PathLike) -> Tokenizer:
+    """A local Hugging Face tokenizer folder.
+
+    Raises:
+        UserError: the folder holds no tokenizer, or one without mask, start, end and padding tokens.
+    """
+    from transformers import AutoTokenizer  # two seconds of imports, spent only where a tokenizer is read
+
+    if not Path(folder).is_dir():
+        raise UserError(f"tokenizer folder {folder} does not exist; set --config.data.tokenizer to a local folder")
+    try:
+        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        backend = loaded.backend_tokenizer
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"no Hugging Face tokenizer can be read from {folder}: {reason}") from error
+    special = {
+        "pad": loaded.pad_token_id,
+        "start": loaded.cls_token_id if loaded.cls_token_id is not None else loaded.bos_token_id,
+        "end": loaded.sep_token_id if loaded.sep_token_id is not None else loaded.eos_token_id,
+        "mask": loaded.mask_token_id,
+    }
+    missing = [name for name, value in special.items() if value is None]
+    if missing:
+        raise UserError(f"the tokenizer in {folder} has no {', '.join(missing)} token; use one of a masked model")
+    return Tokenizer(backend, special, loaded.all_special_ids)
+
+
+def save(backend: tokenizers.Tokenizer, folder: str | os.PathLike) -> None:
+    """Writes a Hugging Face tokenizer folder in one step: a killed process leaves all of it or nothing."""
+    from transformers import PreTrainedTokenizerFast
+
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=PAD, unk_token=UNKNOWN, cls_token=START, sep_token=END, mask_token=MASK
+    )
+    temporary = Path(f"{folder}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    wrapped.save_pretrained(str(temporary))
+    temporary.rename(folder)
+
+
+def copy(source: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Copies a tokenizer folder in one step."""
+    temporary = Path(f"{folder}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    temporary.rename(folder)

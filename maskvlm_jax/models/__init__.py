@@ -1,0 +1,12 @@
+"""Networks: parameters and arithmetic only; no loss, no sampling of masks.
+
+Arrays of rank two and more carry their axes as a suffix of their name:
+
+    B  batch             N  patches             D  width               V  vocabulary
+    P  image-text pairs  L  text tokens         H  heads               C  channels, 3
+    R  read positions    S  sequence            K  width of a head     Y X  pixel rows, columns
+    A  layers of a stack T  attended sequence   E  shared embedding    F  values of one patch (p * p * 3)
+
+An image sequence has S = 1 + N positions: the class token first. `text_BLD` starts with the start token.
+Booleans are named by what True means: `masked_BN` is hidden and predicted, `valid_BL` is a real token.
+"""

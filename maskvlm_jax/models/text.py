@@ -1,0 +1,61 @@
+"""Text encoder: BERT / RoBERTa (Liu et al. 2019, arXiv 1907.11692)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maskvlm_jax.models.layers import Block, Dtype, LayerNorm, dropout, token_init
+from maskvlm_jax.models.stack import Stack, layer_keys
+
+
+class TextEncoder(nnx.Module):
+    """Post-norm Transformer over word and position embeddings.
+
+    Differs from the release of RoBERTa: positions count from 0 (its table starts at 2), and the constant embedding of
+    the single token type, which it adds at every position, is left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        max_length: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: int,
+        norm: str,
+        dropout: float,
+        init_std: float,
+        remat: str,
+        unroll: bool,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.embedding = nnx.Param(token_init()(rngs.params(), (vocab_size, width), jnp.float32))
+        self.position = nnx.Param(token_init()(rngs.params(), (1, max_length, width), jnp.float32))
+        self.embedding_norm = LayerNorm(width, eps=1e-5, dtype=dtype, rngs=rngs)
+        block = {
+            "heads": heads,
+            "mlp_ratio": mlp_ratio,
+            "norm": norm,
+            "eps": 1e-5,
+            "dropout": dropout,
+            "init_std": init_std,
+            "dtype": dtype,
+        }
+        self.blocks = Stack(
+            lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs
+        )
+        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype, rngs=rngs) if norm == "pre" else None
+        self.width, self.dropout, self.dtype = width, dropout, dtype
+
+    def __call__(self, tokens_BL: jax.Array, valid_BL: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Encodes token ids to text_BLD; padding (valid False) is attended by no position. `key` draws dropout."""
+        key, block_key = (None, None) if key is None else jax.random.split(key)
+        length = tokens_BL.shape[1]
+        x_BLD = (self.embedding[...][tokens_BL] + self.position[...][:, :length]).astype(self.dtype)
+        x_BLD = dropout(self.embedding_norm(x_BLD), self.dropout, key)
+        keys = layer_keys(block_key, self.blocks.depth)
+        x_BLD = self.blocks.scan(lambda block, x, key: block(x, valid_BL, key), x_BLD, keys)
+        return x_BLD if self.norm is None else self.norm(x_BLD)

@@ -1,0 +1,62 @@
+"""Masked image modelling given the caption, p(I | T): MaskVLM (Kwon et al. 2023, arXiv 2208.02131), Eq. 1, second term.
+
+    φ_im(I_m, T) = FC( g_im^de( g_im( f_im(I_m), f_txt(T) ), f_txt(T) ) )
+    ℓ = 1/Ω(I^M) · ‖ I^M − φ_im^M(I_m, T) ‖₁
+
+over the pixels M of masked patches, with the normalised input picture as the target (as SimMIM, arXiv 2111.09886; the
+paper does not say).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maskvlm_jax.context import Context, Positions
+from maskvlm_jax.models.fusion import CrossStack
+from maskvlm_jax.models.layers import Dense
+from maskvlm_jax.models.vision import patchify
+from maskvlm_jax.models.vlm import VLM
+from maskvlm_jax.objectives.reduce import batch_mean_terms
+
+
+def masked_patch_target(image_BYXC: jax.Array, ids_BM: jax.Array, patch: int) -> jax.Array:
+    """target_BMF: the pixels of the patches `ids_BM`."""
+    return jnp.take_along_axis(patchify(image_BYXC, patch), ids_BM[:, :, None], axis=1)
+
+
+def masked_pixel_loss(pred_BMF: jax.Array, target_BMF: jax.Array, valid_BM: jax.Array) -> jax.Array:
+    """loss_B: absolute error, averaged over the pixels and channels of every masked patch of the batch."""
+    error_BM = jnp.mean(jnp.abs(pred_BMF.astype(jnp.float32) - target_BMF), axis=-1)
+    return batch_mean_terms(error_BM, valid_BM)
+
+
+class Objective(nnx.Module):
+    """Rebuilds masked patches from the visible ones and the caption.
+
+    Args:
+        vlm: the model; gives widths and block arguments.
+        decoder: arguments of the decoder's `CrossStack`, g_im^de.
+        shared: block arguments shared with the model.
+        other: the text view that is read, "clean" (the paper) or "masked" (both masked at once, its Table 6).
+    """
+
+    def __init__(self, vlm: VLM, *, decoder: dict, shared: dict, other: str = "clean", rngs: nnx.Rngs):
+        self.decoder = CrossStack(**decoder, **shared, rngs=rngs)
+        outputs = 3 * vlm.image_encoder.patch**2
+        self.to_pixels = Dense(decoder["width"], outputs, init_std=shared["init_std"], rngs=rngs)
+        self.other, self.patch = other, vlm.image_encoder.patch
+        self.views = {"image": frozenset({"masked"}), "text": frozenset({other})}
+
+    def predict(self, ctx: Context) -> tuple[jax.Array, Positions]:
+        """pred_BMF, normalised pixels of the masked patches, and which patches they are."""
+        positions = ctx.masked_patches
+        memory = self.decoder.project(ctx.text(self.other), ctx.batch["token_valid"])
+        read_BM = positions.ids_BM + 1  # behind the class token
+        fused_BSD = ctx.fuse_image("masked", self.other)
+        decoded_BMD = self.decoder(fused_BSD, memory, None, read_BM, ctx.key("image_decoder"))
+        return self.to_pixels(decoded_BMD.astype(jnp.float32)), positions
+
+    def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        pred_BMF, positions = self.predict(ctx)
+        target_BMF = masked_patch_target(ctx.batch["image"], positions.ids_BM, self.patch)
+        return masked_pixel_loss(pred_BMF, target_BMF, positions.valid_BM), {}

@@ -1,0 +1,60 @@
+"""Masked language modelling given the picture, p(T | I): MaskVLM (Kwon et al. 2023, arXiv 2208.02131), Eq. 1, first term.
+
+    φ_txt(I, T_m) = FC( g_txt( f_im(I), f_txt(T_m) ) )
+    ℓ = H( y_T^M, softmax φ_txt^M(I, T_m) )
+
+over the masked tokens M. The vocabulary's logits are computed at masked positions only. The mean is over all masked
+tokens of the batch (the paper does not say).
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from maskvlm_jax.context import Context, Positions
+from maskvlm_jax.models.layers import Dense
+from maskvlm_jax.models.vlm import VLM
+from maskvlm_jax.objectives.reduce import batch_mean_terms, masked_mean
+
+
+def masked_token_loss(logits_BMV: jax.Array, target_BM: jax.Array, valid_BM: jax.Array) -> jax.Array:
+    """loss_B: negative log-likelihood (nats), averaged over every masked token of the batch."""
+    nll_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV.astype(jnp.float32), target_BM)
+    return batch_mean_terms(nll_BM, valid_BM)
+
+
+class Objective(nnx.Module):
+    """Predicts masked tokens from the visible ones and the picture.
+
+    Args:
+        vlm: the model.
+        shared: block arguments shared with the model.
+        tie: use the word embedding as the classifier's weights (the paper does not say; untied by default).
+        other: the image view that is read, "clean" (the paper) or "masked" (both masked at once, its Table 6).
+    """
+
+    def __init__(self, vlm: VLM, *, shared: dict, tie: bool = False, other: str = "clean", rngs: nnx.Rngs):
+        vocab_size, width = vlm.text_encoder.embedding.shape
+        self.tie, self.other = tie, other
+        if tie:
+            self.bias = nnx.Param(jnp.zeros((vocab_size,), jnp.float32))
+        else:
+            self.to_words = Dense(width, vocab_size, **{k: shared[k] for k in ("init_std", "dtype")}, rngs=rngs)
+        self.views = {"image": frozenset({other}), "text": frozenset({"masked"})}
+
+    def predict(self, ctx: Context) -> tuple[jax.Array, Positions]:
+        """logits_BMV at the masked tokens, and which tokens they are."""
+        positions = ctx.masked_tokens
+        fused_BMD = ctx.fuse_text("masked", self.other, read_BR=positions.ids_BM)
+        if self.tie:
+            words_VD = ctx.vlm.text_encoder.embedding[...].astype(fused_BMD.dtype)
+            return jnp.einsum("BMD,VD->BMV", fused_BMD, words_VD) + self.bias[...], positions
+        return self.to_words(fused_BMD), positions
+
+    def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        logits_BMV, positions = self.predict(ctx)
+        target_BM = jnp.take_along_axis(ctx.batch["tokens"], positions.ids_BM, axis=1)
+        correct_BM = jnp.argmax(logits_BMV, axis=-1) == target_BM
+        accuracy = masked_mean(correct_BM.astype(jnp.float32), positions.valid_BM)
+        return masked_token_loss(logits_BMV, target_BM, positions.valid_BM), {"accuracy": accuracy}

@@ -1,0 +1,68 @@
+"""Image-text matching with in-batch hard negatives: MaskVLM (Kwon et al. 2023, arXiv 2208.02131), Eq. 3.
+
+    ℓ = H( y, softmax FC( z_im^cross ∘ z_txt^cross ) )
+
+over 3 pairs an example: the pair itself, a hard negative picture with its caption, its picture with a hard negative
+caption. Negatives are drawn from softmax(similarity), as ALBEF (Li et al. 2021, arXiv 2107.07651), by Gumbel-max on
+logits instead of a probability vector, which can underflow to all zeros. Pictures and captions enter unmasked (the
+equation is in (I, T)).
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from maskvlm_jax.context import Context
+from maskvlm_jax.models.layers import Dense
+from maskvlm_jax.models.vlm import VLM
+from maskvlm_jax.objectives.reduce import batch_mean_terms, masked_mean
+
+
+def sample_hard_negatives(
+    key: jax.Array, similarity_BB: jax.Array, same_pair_BB: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """One negative column a row, drawn from softmax(similarity) over the columns that are not the same pair.
+
+    Returns:
+        negative_B: int32 column of each row; found_B: False where the row has no candidate.
+    """
+    logits_BB = jnp.where(same_pair_BB, -jnp.inf, similarity_BB)
+    return jax.random.categorical(key, logits_BB, axis=1), jnp.any(~same_pair_BB, axis=1)
+
+
+def matching_loss(logits_BG2: jax.Array, matched_BG: jax.Array, valid_BG: jax.Array) -> jax.Array:
+    """loss_B: cross entropy averaged over every valid pair of the batch; G pairs an example, class 1 = matched."""
+    nll_BG = optax.softmax_cross_entropy_with_integer_labels(
+        logits_BG2.astype(jnp.float32), matched_BG.astype(jnp.int32)
+    )
+    return batch_mean_terms(nll_BG, valid_BG)
+
+
+class Objective(nnx.Module):
+    """Tells matched from hard unmatched pairs."""
+
+    def __init__(self, vlm: VLM, *, shared: dict, rngs: nnx.Rngs):
+        self.to_match = Dense(vlm.text_encoder.width, 2, init_std=shared["init_std"], rngs=rngs)
+        self.views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
+
+    def classify(self, image_PD: jax.Array, text_PD: jax.Array) -> jax.Array:
+        """logits_P2 (unmatched, matched) from cross-modality class and start tokens."""
+        return self.to_match(image_PD.astype(jnp.float32) * text_PD.astype(jnp.float32))
+
+    def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        image_key, text_key = jax.random.split(key)
+        similarity_BB, same_pair_BB = jax.lax.stop_gradient(ctx.similarity_BB), ctx.same_pair_BB
+        text_of_image_B, image_found_B = sample_hard_negatives(text_key, similarity_BB, same_pair_BB)
+        image_of_text_B, text_found_B = sample_hard_negatives(image_key, similarity_BB.T, same_pair_BB.T)
+        own_B = jnp.arange(similarity_BB.shape[0])
+
+        image, text = ctx.fuse_pairs(
+            jnp.concatenate([own_B, image_of_text_B, own_B]), jnp.concatenate([own_B, own_B, text_of_image_B])
+        )
+        logits_BG2 = self.classify(image, text).reshape(3, -1, 2).swapaxes(0, 1)
+        matched_BG = jnp.broadcast_to(jnp.array([True, False, False]), logits_BG2.shape[:2])
+        valid_BG = jnp.stack([jnp.ones_like(text_found_B), text_found_B, image_found_B], axis=1)
+        correct_BG = jnp.argmax(logits_BG2, axis=-1) == matched_BG
+        accuracy = masked_mean(correct_BG.astype(jnp.float32), valid_BG)
+        return matching_loss(logits_BG2, matched_BG, valid_BG), {"accuracy": accuracy}

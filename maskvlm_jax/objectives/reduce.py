@@ -1,0 +1,21 @@
+"""Means: the only places that divide by a count, and they guard zero."""
+
+import jax
+import jax.numpy as jnp
+
+
+def masked_mean(value: jax.Array, valid: jax.Array) -> jax.Array:
+    """Mean of `value` where `valid`; zero where nothing is valid."""
+    valid = valid.astype(jnp.float32)
+    return jnp.sum(value * valid) / jnp.maximum(jnp.sum(valid), 1.0)
+
+
+def batch_mean_terms(value_BM: jax.Array, valid_BM: jax.Array) -> jax.Array:
+    """Per-example terms whose mean over the batch is the mean over all valid entries of the batch.
+
+    ℓ_b = B · Σ_m valid_bm value_bm / Σ_bm valid_bm, so that every masked position of the batch weighs the same, however
+    many its example has. Zero where nothing is valid.
+    """
+    valid_BM = valid_BM.astype(jnp.float32)
+    share = value_BM.shape[0] / jnp.maximum(jnp.sum(valid_BM), 1.0)
+    return jnp.sum(value_BM * valid_BM, axis=1) * share

@@ -1,0 +1,345 @@
+"""Host transforms against Pillow, plain NumPy and geometry."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from maskvlm_jax.data import rand_augment as ra
+from maskvlm_jax.data import transforms as tf
+
+SIDES = (60, 90)  # height, width
+
+
+def smooth_picture(height: int = SIDES[0], width: int = SIDES[1]) -> np.ndarray:
+    """Gradients in three directions: smooth, so that lossy formats keep it, and different in every corner."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    channels = [rows / height, columns / width, 1 - (rows + columns) / (height + width)]
+    return (20 + 200 * np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def noisy_picture(seed: int = 0, low: int = 30, high: int = 200) -> np.ndarray:
+    return np.random.default_rng(seed).integers(low, high, (*SIDES, 3), dtype=np.uint8)
+
+
+def encode(picture: np.ndarray | Image.Image, file_format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def close(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean absolute difference in levels."""
+    return float(np.abs(first.astype(float) - second.astype(float)).mean())
+
+
+# Decoding
+
+
+def test_decode_keeps_lossless_pictures_exactly() -> None:
+    for file_format, options in [("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {})]:
+        decoded = tf.decode(encode(noisy_picture(), file_format, **options))
+        np.testing.assert_array_equal(decoded, noisy_picture())
+        assert decoded.flags.c_contiguous and decoded.dtype == np.uint8
+
+
+def test_decode_jpeg() -> None:
+    for options in ({}, {"progressive": True}, {"subsampling": 0}):
+        decoded = tf.decode(encode(smooth_picture(), "JPEG", quality=95, **options))
+        assert decoded.shape == (*SIDES, 3) and decoded.flags.c_contiguous
+        assert close(decoded, smooth_picture()) < 3
+
+
+def test_decode_grey_palette_and_bilevel() -> None:
+    grey = Image.fromarray(smooth_picture()).convert("L")
+    for file_format in ("PNG", "JPEG"):
+        assert close(tf.decode(encode(grey, file_format)), np.asarray(grey.convert("RGB"))) < 2
+    palette = Image.fromarray(smooth_picture()).quantize(64)
+    np.testing.assert_array_equal(tf.decode(encode(palette, "PNG")), np.asarray(palette.convert("RGB")))
+    bilevel = grey.convert("1")
+    np.testing.assert_array_equal(tf.decode(encode(bilevel, "PNG")), np.asarray(bilevel.convert("RGB")))
+
+
+def test_decode_puts_alpha_over_white() -> None:
+    rgba = np.dstack([np.full((*SIDES, 3), 100, np.uint8), np.full(SIDES, 255, np.uint8)])
+    rgba[:, :30, 3], rgba[:, 30:60, 3] = 0, 51
+    decoded = tf.decode(encode(rgba, "PNG"))
+    # A fifth of 100 over four fifths of 255 is 224.
+    assert [decoded[0, column].tolist() for column in (0, 40, 80)] == [[255] * 3, [224] * 3, [100] * 3]
+    transparent_colour = Image.new("P", (4, 4), 1)
+    transparent_colour.putpalette([0, 0, 0, 200, 10, 10])
+    assert tf.decode(encode(transparent_colour, "PNG", transparency=1)).min() == 255
+
+
+def test_decode_scales_16_bit() -> None:
+    levels = np.linspace(0, 65535, 60 * 90).reshape(SIDES).astype(np.uint16)
+    for file_format in ("PNG", "TIFF"):
+        decoded = tf.decode(encode(Image.fromarray(levels), file_format))
+        np.testing.assert_array_equal(decoded, np.repeat(np.rint(levels / 257)[..., None], 3, axis=-1))
+
+
+def test_decode_cmyk_jpeg() -> None:
+    cmyk = Image.fromarray(smooth_picture()).convert("CMYK")
+    assert close(tf.decode(encode(cmyk, "JPEG", quality=95)), smooth_picture()) < 3
+
+
+def test_decode_takes_the_first_frame() -> None:
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
+    for file_format, options in [("GIF", {}), ("WEBP", {"lossless": True})]:
+        animation = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
+        assert (tf.decode(animation) == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_decode_applies_exif_orientation(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = encode(smooth_picture(), "JPEG", quality=95, exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))))
+    assert close(tf.decode(encoded), upright) < 1
+    assert upright.shape[:2] == (SIDES if orientation < 5 else SIDES[::-1])
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_decode_ignores_a_broken_exif_block() -> None:
+    block = b"Exif\0\0MM\0\x2a\xff\xff\xff\xff"
+    encoded = encode(smooth_picture(), "JPEG")
+    encoded = encoded[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + encoded[2:]
+    assert tf.decode(encoded).shape == (*SIDES, 3)
+
+
+def test_decode_at_reduced_scale_keeps_both_sides() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for height, width in [(480, 640), (513, 257), (1000, 300), (128, 128), (100, 80)]:
+        for options in ({}, {"exif": exif}):
+            encoded = encode(smooth_picture(height, width), "JPEG", **options)
+            full = tf.decode(encoded).shape[:2]
+            for min_size in (1, 64, 128):
+                reduced = tf.decode(encoded, min_size=min_size).shape[:2]
+                assert min(reduced) >= min(min_size, *full)
+                assert reduced[0] <= full[0] and reduced[1] <= full[1]
+    assert tf.decode(encode(smooth_picture(480, 640), "JPEG"), min_size=200).shape[:2] == (240, 320)
+
+
+def test_decode_passes_arrays_through() -> None:
+    picture = noisy_picture()
+    assert tf.decode(picture, min_size=8) is picture
+    for wrong in (picture[..., 0], picture.astype(np.float32), np.zeros((0, 4, 3), np.uint8), picture[..., :2]):
+        with pytest.raises(tf.DecodeError, match="must be uint8"):
+            tf.decode(wrong)
+
+
+def test_decode_refuses_what_is_no_picture() -> None:
+    jpeg, png = encode(noisy_picture(), "JPEG"), encode(noisy_picture(), "PNG")
+    cases = [b"", b"no picture", b"\xff\xd8\xff", jpeg[:100], jpeg[: len(jpeg) // 2], png[: len(png) // 2]]
+    for broken in cases:
+        with pytest.raises(tf.DecodeError):
+            tf.decode(broken)
+    with pytest.raises(tf.DecodeError, match="unknown range"):
+        tf.decode(encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_decode_of_damaged_files_gives_a_picture_or_a_decode_error() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rng = np.random.default_rng(0)
+    for file_format, options in [("JPEG", {"exif": exif}), ("PNG", {}), ("GIF", {}), ("WEBP", {}), ("TIFF", {})]:
+        sound = np.frombuffer(encode(smooth_picture(16, 16), file_format, **options), np.uint8)
+        for _ in range(100):
+            damaged = sound.copy()
+            damaged[rng.integers(min(len(sound), 200), size=3)] = rng.integers(256, size=3)
+            try:
+                decoded = tf.decode(damaged.tobytes(), min_size=8)
+            except tf.DecodeError:
+                continue
+            assert decoded.ndim == 3 and decoded.shape[2] == 3 and decoded.dtype == np.uint8
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_decode_refuses_huge_pictures() -> None:
+    jpeg = bytearray(encode(noisy_picture(), "JPEG"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 30000, 30000)
+    with pytest.raises(tf.DecodeError, match="30000 x 30000"):
+        tf.decode(bytes(jpeg), min_size=128)
+    png = encode(noisy_picture(), "PNG")
+    for side in (10_000, 30_000):  # above Pillow's warning, above its error
+        header = b"IHDR" + struct.pack(">II", side, side) + png[24:29]
+        bomb = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+        with pytest.raises(tf.DecodeError, match="pixels"):
+            tf.decode(bomb)
+
+
+# Cropping and resizing
+
+
+DECILES = np.linspace(0, 1, 11)[1:-1]
+
+
+def test_crop_boxes_lie_inside_and_are_distributed_as_those_that_fit() -> None:
+    rng = np.random.default_rng(0)
+    boxes = np.array([tf.sample_crop_box(240, 320, rng) for _ in range(4000)])
+    top, left, height, width = boxes.T
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] > 0).all()
+    assert (top + height <= 240).all() and (left + width <= 320).all()
+    area, ratio = rng.uniform(0.2, 1.0, 100_000), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), 100_000))
+    fits = (np.sqrt(area * 240 * 320 * ratio) <= 320) & (np.sqrt(area * 240 * 320 / ratio) <= 240)
+    for drawn, expected in ((height * width / (240 * 320), area[fits]), (width / height, ratio[fits])):
+        np.testing.assert_allclose(np.quantile(drawn, DECILES), np.quantile(expected, DECILES), atol=0.03)
+        assert expected.min() - 0.02 < drawn.min() and drawn.max() < expected.max() + 0.02
+
+
+def test_crop_boxes_lie_anywhere() -> None:
+    rng = np.random.default_rng(1)
+    boxes = np.array([tf.sample_crop_box(1000, 500, rng, scale=(0.1, 0.3)) for _ in range(4000)])
+    for start, room in ((boxes[:, 0], 1000 - boxes[:, 2]), (boxes[:, 1], 500 - boxes[:, 3])):
+        np.testing.assert_allclose(np.quantile(start / room, DECILES), DECILES, atol=0.04)
+
+
+@pytest.mark.parametrize(
+    ("sides", "box"),
+    [((1000, 30), (480, 0, 40, 30)), ((30, 1000), (0, 480, 30, 40)), ((1, 1), (0, 0, 1, 1)), ((1, 9), (0, 4, 1, 1))],
+)
+def test_crop_falls_back_to_the_centre(sides: tuple[int, int], box: tuple[int, int, int, int]) -> None:
+    scale = (1.5, 1.5)  # no box of this area fits
+    assert tf.sample_crop_box(*sides, np.random.default_rng(0), scale=scale) == box
+
+
+def test_random_resized_crop() -> None:
+    for height, width in [(300, 200), (20, 300), (7, 5), (64, 64)]:
+        picture = smooth_picture(height, width)
+        crop = tf.random_resized_crop(picture, np.random.default_rng(3), size=64)
+        assert crop.shape == (64, 64, 3) and crop.dtype == np.uint8 and crop.flags.c_contiguous
+        again = tf.random_resized_crop(picture, np.random.default_rng(3), size=64)
+        np.testing.assert_array_equal(crop, again)
+    other = tf.random_resized_crop(picture, np.random.default_rng(4), size=64)
+    assert (crop != other).any()
+
+
+def test_resize_averages_when_it_shrinks() -> None:
+    picture = noisy_picture()
+    blocks = picture.reshape(30, 2, 30, 3, 3).mean(axis=(1, 3))
+    assert np.abs(tf.resize(picture, size=30) - blocks).max() <= 1
+    stripes = np.tile(np.uint8([[[0] * 3, [255] * 3]]), (10, 32, 1))  # 10 x 64: one side shrinks, the other grows
+    assert np.abs(tf.resize(stripes, size=32).astype(int) - 128).max() <= 1, "alternating columns average to grey"
+    np.testing.assert_array_equal(tf.resize(picture[:, :60], size=60), picture[:, :60])
+
+
+def test_hflip() -> None:
+    flipped = tf.hflip(noisy_picture())
+    np.testing.assert_array_equal(flipped, noisy_picture()[:, ::-1])
+    assert flipped.flags.c_contiguous
+
+
+def test_may_flip() -> None:
+    sides = ["A dog on the left.", "RIGHT of the box", "the leftmost cat", "the right-most cat", "left-hand side"]
+    sides += ["the lefthand door", "a right-handed man", "he turns leftwards", "(left)"]
+    assert not any(tf.may_flip(caption) for caption in sides)
+    others = ["a bright light", "leftover pizza", "an upright piano", "turning counterclockwise", "", "copyright"]
+    assert all(tf.may_flip(caption) for caption in others)
+
+
+# Normalising
+
+
+def test_normalise_and_back() -> None:
+    picture = noisy_picture(low=0, high=256)
+    for mean, std in [(tf.IMAGENET_MEAN, tf.IMAGENET_STD), ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))]:
+        values = tf.normalise(picture, mean=mean, std=std)
+        assert values.dtype == np.float32 and values.shape == picture.shape and values.flags.c_contiguous
+        np.testing.assert_allclose(values, (picture / 255 - mean) / std, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(tf.denormalise(values, mean=mean, std=std), picture)
+    np.testing.assert_array_equal(tf.denormalise(np.float32([[-9, 0, 9]])), [[0, round(0.456 * 255), 255]])
+
+
+# RandAugment
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_colour_operations_equal_pillow(seed: int) -> None:
+    picture = noisy_picture(seed, low=10 + 40 * seed, high=220)
+    image = Image.fromarray(picture)
+    np.testing.assert_array_equal(ra.auto_contrast(picture), np.asarray(ImageOps.autocontrast(image)))
+    np.testing.assert_array_equal(ra.equalize(picture), np.asarray(ImageOps.equalize(image)))
+    for factor in (0.1, 1.0, 1.36, 1.9):
+        np.testing.assert_array_equal(
+            ra.brightness(picture, factor), np.asarray(ImageEnhance.Brightness(image).enhance(factor))
+        )
+        # Pillow rounds the smoothed copy and truncates the blend; here one filter does both and rounds once. The
+        # smoothed copy's half a level is amplified by |1 - factor| < 1 and truncation takes less than a level.
+        sharpened = np.asarray(ImageEnhance.Sharpness(image).enhance(factor)).astype(int)
+        assert np.abs(ra.sharpness(picture, factor) - sharpened).max() <= 1
+
+
+def test_colour_operations_on_flat_and_tiny_pictures() -> None:
+    for shape in ((8, 8, 3), (1, 1, 3), (2, 5, 3)):
+        flat = np.full(shape, 77, np.uint8)
+        for operation in (ra.auto_contrast, ra.equalize, lambda picture: ra.sharpness(picture, 1.9)):
+            np.testing.assert_array_equal(operation(flat), flat)
+
+
+def test_translations_move_and_fill_with_grey() -> None:
+    picture = noisy_picture()
+    right, up = ra.translate_x(picture, 9 / 90), ra.translate_y(picture, -6 / 60)
+    np.testing.assert_array_equal(right[:, 9:], picture[:, :-9])
+    np.testing.assert_array_equal(up[:-6], picture[6:])
+    assert (right[:, :9] == 128).all() and (up[-6:] == 128).all()
+
+
+def test_shears_move_in_proportion_to_the_distance() -> None:
+    picture = noisy_picture()
+    # With slope 1/2 every second row (column) moves by a whole number of pixels, which interpolation leaves exact.
+    along_x, along_y = ra.shear_x(picture, 0.5), ra.shear_y(picture, 0.5)
+    for distance in (0, 2, 20, 40):
+        shift = distance // 2
+        np.testing.assert_array_equal(along_x[distance, shift:], picture[distance, : 90 - shift])
+        np.testing.assert_array_equal(along_y[shift:, distance], picture[: 60 - shift, distance])
+        assert (along_x[distance, :shift] == 128).all() and (along_y[:shift, distance] == 128).all()
+
+
+def test_rotation_is_about_the_centre() -> None:
+    square = noisy_picture()[:, :60]
+    np.testing.assert_array_equal(ra.rotate(square, 90), np.rot90(square))
+    np.testing.assert_array_equal(ra.rotate(noisy_picture(), 180), np.rot90(noisy_picture(), 2))
+    assert (ra.rotate(square, 21)[0, 0] == 128).all()
+
+
+def test_operations_at_magnitude_zero_and_their_strengths() -> None:
+    picture = noisy_picture()
+    for name in ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"):
+        np.testing.assert_array_equal(ra.OPERATIONS[name](picture, 0.0, 1), picture)
+    np.testing.assert_array_equal(ra.OPERATIONS["Brightness"](picture, 0.5, -1), picture)
+    np.testing.assert_array_equal(ra.OPERATIONS["Rotate"](picture, 0.7, -1), ra.rotate(picture, -21.0))
+    np.testing.assert_array_equal(ra.OPERATIONS["ShearY"](picture, 0.7, 1), ra.shear_y(picture, 0.21))
+    shifted = ra.OPERATIONS["TranslateX"](noisy_picture()[:, :64], 0.8, 1)  # 8 / 256 of 64 pixels
+    np.testing.assert_array_equal(shifted[:, 2:], noisy_picture()[:, :62])
+
+
+def test_operations_leave_their_argument_as_it_was() -> None:
+    picture = noisy_picture()
+    for operation in ra.OPERATIONS.values():
+        result = operation(picture, 0.7, 1)
+        assert result.shape == picture.shape and result.dtype == np.uint8
+        np.testing.assert_array_equal(picture, noisy_picture())
+
+
+def test_rand_augment_is_a_function_of_the_seed() -> None:
+    picture = noisy_picture()
+    results = [tf.rand_augment(picture, np.random.default_rng(seed)) for seed in range(60)]
+    again = [tf.rand_augment(picture, np.random.default_rng(seed)) for seed in range(60)]
+    np.testing.assert_array_equal(results, again)
+    assert len({result.tobytes() for result in results}) > 20
+
+
+def test_rand_augment_applies_each_operation_half_the_time() -> None:
+    picture, rng = noisy_picture(), np.random.default_rng(0)
+    unchanged = np.mean([tf.rand_augment(picture, rng) is picture for _ in range(2000)])
+    # Each of two draws leaves the picture alone with probability 1/2 + 1/2 * 1/10 (Identity).
+    assert abs(unchanged - 0.55**2) < 0.04
+    assert tf.rand_augment(picture, rng, num_ops=0) is picture
