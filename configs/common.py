@@ -1,0 +1,143 @@
+"""Values that several configs share: sizes of the model, blocks of data. Plain values, nothing imported from jax."""
+
+from ml_collections import ConfigDict
+
+
+def parse_arg(arg: str, **allowed: tuple[str, ...]) -> dict[str, str]:
+    """Reads "key=value,key=value", the text after the colon of --config; the first allowed value is the default.
+
+    Raises:
+        ValueError: an unknown key or value, naming those there are.
+    """
+    chosen = {key: values[0] for key, values in allowed.items()}
+    for item in filter(None, arg.split(",")):
+        key, _, value = item.partition("=")
+        if key not in allowed:
+            raise ValueError(f"--config has no structure {key!r}; choose among {', '.join(allowed)}")
+        if value not in allowed[key]:
+            raise ValueError(f"--config has no {key}={value}; choose among {', '.join(allowed[key])}")
+        chosen[key] = value
+    return chosen
+
+
+# size: pixels, patch, cell (patches a side of a masking unit), width, heads, image / text / cross / decoder depth,
+# tokens, vocabulary, width of the contrastive space.
+_SIZES = {
+    # Learns the generated scenes in ten minutes on two CPU cores.
+    "tiny": (48, 8, 2, 128, 4, 4, 3, 2, 1, 26, 128, 128),
+    "small": (112, 16, 1, 384, 6, 8, 6, 3, 3, 32, 8_192, 256),
+    # The paper's: ViT-B/16, RoBERTa-base, 3 + 3 cross blocks and a decoder of 3. Heads of the cross blocks, the width
+    # of the contrastive space and the text length are not in the paper; 12, 256 and 30 are ALBEF's.
+    "base": (224, 16, 2, 768, 12, 12, 12, 3, 3, 30, 50_265, 256),
+    "large": (224, 16, 2, 1024, 16, 24, 24, 3, 3, 30, 50_265, 256),
+}
+SIZES = tuple(_SIZES)
+
+
+def set_size(config: ConfigDict, size: str) -> None:
+    """Fills `config.model`, `config.masking` and the objectives' shapes with the values of a named size."""
+    pixels, patch, cell, width, heads, image, text, cross, decoder, length, vocab, embed = _SIZES[size]
+    paper = size in ("base", "large")
+    transformer = {"width": width, "heads": heads, "mlp_ratio": 4, "dropout": 0.0}
+    config.model = ConfigDict()
+    config.model.image = ConfigDict({"image_size": pixels, "patch": patch, "depth": image, **transformer})
+    config.model.text = ConfigDict(
+        {"vocab_size": vocab, "max_length": length, "depth": text, "norm": "post", **transformer}
+    )
+    # The paper does not say; RoBERTa's own.
+    config.model.text.dropout = 0.1 if paper else 0.0
+    config.model.fusion = ConfigDict({"depth": cross, "norm": "post", **transformer})
+    config.model.embed = embed
+    config.model.temperature = 0.07  # initial; learned. The paper does not say; ALBEF's.
+    config.model.shared = ConfigDict(
+        {
+            "init_std": 0.02 if paper else 0.0,  # 0 = Xavier uniform: trains a narrow model from scratch in fewer steps
+            "remat": "none",  # none | dots | full
+            "unroll": False,
+            "dtype": "auto",  # bfloat16 on TPU and GPU, float32 on a CPU
+        }
+    )
+    config.masking = ConfigDict(
+        {
+            "image_ratio": 0.6,
+            "image_cell": cell,  # 32 pixels in the paper
+            "text_ratio": 0.3,
+            "text_corruption": "mask",  # mask | bert (80 / 10 / 10)
+            "whole_word": False,
+        }
+    )
+    config.objectives.masked_image.decoder = ConfigDict({"depth": decoder, "norm": "post", **transformer})
+
+
+DATA = ("scenes", "flickr8k", "coco")
+
+
+def data_block(name: str) -> ConfigDict:
+    """`config.data` of a named set."""
+    data = ConfigDict(
+        {
+            "source": "files",
+            "root": "",
+            "split": "train",
+            "images": "",
+            "captions": "",
+            "splits": {},  # split -> list of picture names; {} where the caption file holds the splits
+            "max_missing": 0.05,  # share of a split's pictures that may be missing on disk
+            "max_broken": 0.05,  # share of the examples read that may be undecodable
+            "scenes_seed": 0,
+            "limit": 0,  # train on the first pictures only; 0 = all
+            "tokenizer": "",  # a local Hugging Face folder; "" = WordPiece trained on the training captions
+            "tokenizer_captions": 200_000,  # captions it is trained on at most
+            "text_buckets": (),  # text lengths a batch may be cut to; each compiles a step of its own
+            "workers": 0,  # processes that prepare batches; 0 = threads of the main process
+            "threads": 1,
+            "augment": {
+                "crop_scale": (0.2, 1.0),
+                "flip": True,
+                "randaugment_ops": 2,
+                "randaugment_magnitude": 7,
+            },
+        }
+    )
+    if name == "scenes":
+        data.source = "scenes"
+        data.tokenizer_captions = 5_000
+        # Captions say where things are, how large and of what colour.
+        data.augment = ConfigDict(
+            {"crop_scale": (1.0, 1.0), "flip": False, "randaugment_ops": 0, "randaugment_magnitude": 0}
+        )
+    elif name == "flickr8k":
+        data.root = "data/flickr8k"
+        data.images, data.captions = "Images", "captions.txt"
+        data.splits = ConfigDict(
+            {
+                "train": "Flickr_8k.trainImages.txt",
+                "val": "Flickr_8k.devImages.txt",
+                "test": "Flickr_8k.testImages.txt",
+            }
+        )
+    elif name == "coco":
+        data.root = "data/coco"
+        data.captions = "dataset_coco.json"  # Karpathy's split; names each picture's folder
+        data.workers = 8
+    return data
+
+
+def evaluation_block(name: str) -> ConfigDict:
+    """`config.evaluation` of a named set."""
+    return ConfigDict(
+        {
+            "split": "test" if name == "scenes" else "val",
+            "also": ("novel",) if name == "scenes" else (),  # more splits that the final evaluation scores
+            "limit": 0,  # first pictures only; 0 = all
+            "captions_per_image": 1 if name == "scenes" else 0,  # 0 = all
+            "batch_size": 128,
+            "weights": "params",  # params | ema
+            "rerank_k": 128 if name == "flickr8k" else 256 if name == "coco" else 16,
+            "rerank_score": "itm",  # itm (ALBEF) | itm+itc (BLIP)
+            "probe_limit": 1_000,  # pictures that the probes read
+            "figures": 8,  # examples in the figures; 0 = none
+            "seed": 0,
+            "best_metric": "mean_recall",  # of the checkpoint that is kept as the best; larger is better
+        }
+    )

@@ -1,0 +1,75 @@
+"""MaskVLM pre-training (Kwon et al. 2023, arXiv 2208.02131).
+
+    python -m maskvlm_jax.main --config=configs/pretrain.py                              # tiny, generated scenes, a CPU
+    python -m maskvlm_jax.main --config=configs/pretrain.py:size=base,data=coco --config.data.root=FOLDER
+
+The text after the colon picks structure (recipe, size, data), flags pick values: --config.optim.lr=1e-3.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config of a run; `arg` is the text after the colon."""
+    choice = common.parse_arg(arg, recipe=("maskvlm",), size=common.SIZES, data=common.DATA)
+    size, data = choice["size"], choice["data"]
+
+    config = ConfigDict()
+    config.task = "pretrain"
+    config.name = f"{choice['recipe']}-{size}-{data}"
+    config.seed = 0
+    config.steps = 1_000
+    config.batch_size = 64  # global
+    config.log_every = 10
+    config.eval_every = 250
+    config.checkpoint_every = 250
+    config.keep_checkpoints = 3
+    config.checkpoint = ""  # a workdir whose parameters the run starts from
+
+    config.data = common.data_block(data)
+    config.objectives = ConfigDict(
+        {
+            # weight 0 switches an objective off. "other": the view of the other modality that is read.
+            "masked_image": {"name": "masked_image", "weight": 1.0, "other": "clean"},
+            "masked_text": {"name": "masked_text", "weight": 1.0, "other": "clean", "tie": False},
+            "contrastive": {"name": "contrastive", "weight": 1.0},
+            "matching": {"name": "matching", "weight": 1.0},
+        }
+    )
+    common.set_size(config, size)
+    config.optim = ConfigDict(
+        {
+            "lr": 3e-4,
+            "encoder_lr": 1e-5,  # of the two encoders
+            "warmup_steps": 100,
+            "final_ratio": 0.1,  # of the peak rate, at the end of the cosine
+            "weight_decay": 0.05,
+            "b1": 0.9,
+            "b2": 0.999,
+            "clip_norm": 1.0,
+            "accumulate": 1,  # microbatches a step; in-batch losses see one of them
+            "ema_decay": 0.0,  # of a moving average of the parameters; 0 = off
+        }
+    )
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "model": 1})  # -1: the devices that are left
+    config.evaluation = common.evaluation_block(data)
+    _schedule(config, size, data)
+    return config
+
+
+def _schedule(config: ConfigDict, size: str, data: str) -> None:
+    """Steps and rates of a size on a set."""
+    if size in ("base", "large"):
+        # 512 x 16 V100 in the paper; 50 epochs over 5.2 M pairs, 5 of them warm-up. Starts from pre-trained encoders
+        # there; from scratch the encoders want the higher rate.
+        config.batch_size = 512
+        config.steps = 508_000
+        config.optim.warmup_steps = 50_800
+        config.log_every, config.eval_every, config.checkpoint_every = 50, 10_000, 1_000
+        return
+    # From scratch: one rate for all.
+    config.optim.lr = config.optim.encoder_lr = 1e-3
+    if size == "tiny" and data == "scenes":
+        config.steps = 1_000

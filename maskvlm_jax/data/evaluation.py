@@ -1,0 +1,125 @@
+"""Evaluation sets: every caption of every decodable picture, in order, without augmentation."""
+
+import dataclasses
+
+import numpy as np
+
+from maskvlm_jax.data import batch as batches
+from maskvlm_jax.data import masking, transforms
+from maskvlm_jax.data.sources import Source
+from maskvlm_jax.data.tokenizer import Tokenizer
+from maskvlm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+    """I pictures and T captions.
+
+    Attributes:
+        images: (I, Y, X, 3) uint8, squashed to the model's size.
+        ids: I names.
+        captions: T texts; text: arrays (T, L) as in a batch; image_of_caption: (T,) int.
+        image_masked: (I, N) bool, drawn once from the evaluation's seed.
+        broken: names of pictures that could not be decoded; they and their captions are left out.
+        fingerprint: sha256 of the source.
+    """
+
+    images: np.ndarray
+    ids: list[str]
+    captions: list[str]
+    text: dict[str, np.ndarray]
+    image_of_caption: np.ndarray
+    image_masked: np.ndarray
+    broken: list[str]
+    fingerprint: str
+
+    @property
+    def first_captions(self) -> np.ndarray:
+        """(I,) int: the first caption of every picture."""
+        return np.unique(self.image_of_caption, return_index=True)[1]
+
+    def other_pictures(self) -> np.ndarray:
+        """(I,) int: for every picture another one that shares neither picture nor first caption with it."""
+        count, first = len(self.images), self.first_captions
+        ids = np.stack([batches.pair_id(self.ids[i], self.captions[first[i]]) for i in range(count)])
+        others = (np.arange(count) + count // 2) % count
+        for _ in range(count):
+            clash = np.any(ids == ids[others], axis=1)
+            if not clash.any():
+                break
+            others = np.where(clash, (others + 1) % count, others)
+        return others
+
+    def batch(self, images: np.ndarray, texts: np.ndarray, valid: np.ndarray) -> batches.Batch:
+        """A batch of pictures `images` with captions `texts`, which need not belong together."""
+        return {
+            "image": np.stack([transforms.normalise(self.images[i]) for i in images]),
+            "image_masked": self.image_masked[images],
+            **{name: value[texts] for name, value in self.text.items()},
+            "pair_id": np.stack(
+                [batches.pair_id(self.ids[i], self.captions[t]) for i, t in zip(images, texts, strict=True)]
+            ),
+            "example_valid": valid,
+        }
+
+
+def padded(ids: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """`ids` filled up to `size` with its first element, and which entries are real."""
+    filled = np.concatenate([ids, np.repeat(ids[:1], size - len(ids))])
+    return filled, np.arange(size) < len(ids)
+
+
+def load_evaluation(
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    image_size: int,
+    patch: int,
+    max_length: int,
+    masking_options: dict,
+    seed: int,
+    limit: int,
+    captions_per_image: int,
+) -> EvaluationSet:
+    """Reads a split whole.
+
+    Args:
+        seed: of the masks; picture i's are a function of (seed, i).
+        limit: first pictures only; 0 = all.
+        captions_per_image: first captions only; 0 = all.
+    """
+    images, ids, captions, text, image_of_caption, image_masked, broken = [], [], [], [], [], [], []
+    for index in range(min(limit, len(source)) if limit else len(source)):
+        example = source[index]
+        try:
+            pixels = transforms.decode(example["image"], min_size=image_size)
+        except transforms.DecodeError:
+            broken.append(example["id"])
+            continue
+        rng = np.random.Generator(np.random.Philox(key=[seed, index]))
+        image_masked.append(
+            masking.sample_image_mask(
+                rng, image_size // patch, cell=masking_options["image_cell"], ratio=masking_options["image_ratio"]
+            )
+        )
+        chosen = example["captions"][: captions_per_image or None]
+        image_of_caption += [len(images)] * len(chosen)
+        captions += chosen
+        text += [
+            batches.text_fields(caption, tokenizer, rng, max_length=max_length, options=masking_options)
+            for caption in chosen
+        ]
+        images.append(transforms.resize(pixels, size=image_size))
+        ids.append(example["id"])
+    if not images:
+        raise UserError(f"no picture of the evaluation split can be decoded; the first is {broken[0]}")
+    return EvaluationSet(
+        images=np.stack(images),
+        ids=ids,
+        captions=captions,
+        text={name: np.stack([fields[name] for fields in text]) for name in text[0]},
+        image_of_caption=np.array(image_of_caption),
+        image_masked=np.stack(image_masked),
+        broken=broken,
+        fingerprint=source.fingerprint,
+    )

@@ -1,0 +1,149 @@
+"""The training stream: global batch t is a function of (config, seed, t) alone.
+
+Grain's MapDataset makes element i a pure function of (seed, i). The stream is therefore positioned by number: a
+restarted run asks for batch t, it does not restore an iterator. Batches of one process's rows are cut first and then
+dealt to the processes, so that process p holds rows [p b, (p + 1) b) of every global batch.
+"""
+
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from maskvlm_jax.data import batch as batches
+from maskvlm_jax.data import masking, transforms
+from maskvlm_jax.data.sources import Source
+from maskvlm_jax.data.tokenizer import Tokenizer
+from maskvlm_jax.errors import UserError
+
+REPLACEMENT_TRIES = 100
+
+
+class MakeExample(grain.transforms.RandomMap):
+    """Example number -> arrays: decode, augment, tokenise, mask.
+
+    Args:
+        source: where pictures and captions come from.
+        tokenizer: makes token ids.
+        image_size, patch: pixels.
+        max_length: tokens.
+        augment: `config.data.augment`.
+        masking_options: `config.masking`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        *,
+        image_size: int,
+        patch: int,
+        max_length: int,
+        augment: dict,
+        masking_options: dict,
+    ):
+        self._source, self._tokenizer = source, tokenizer
+        self._image_size, self._grid, self._max_length = image_size, image_size // patch, max_length
+        self._augment, self._masking = augment, masking_options
+
+    def random_map(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """All arrays of one example; one caption of the picture's several is drawn, so one an epoch."""
+        index, pixels, example = self._decodable(int(element))
+        caption = example["captions"][int(rng.integers(len(example["captions"])))]
+        image = self._augmented(pixels, caption, rng)
+        image_masked = masking.sample_image_mask(
+            rng, self._grid, cell=self._masking["image_cell"], ratio=self._masking["image_ratio"]
+        )
+        text = batches.text_fields(
+            caption, self._tokenizer, rng, max_length=self._max_length, options=self._masking
+        )
+        return {
+            "image": image,
+            **text,
+            "image_masked": image_masked,
+            "pair_id": batches.pair_id(example["id"], caption),
+            "example_valid": np.bool_(True),
+            "index": np.int64(element),
+            "replaced": np.bool_(index != element),
+        }
+
+    def _decodable(self, element: int) -> tuple[int, np.ndarray, dict]:
+        """The example, or where its picture is broken the next one that is not: the same on every machine."""
+        for step in range(min(REPLACEMENT_TRIES, len(self._source))):
+            index = (element + step) % len(self._source)
+            example = self._source[index]
+            try:
+                return index, transforms.decode(example["image"], min_size=self._decode_size()), example
+            except transforms.DecodeError as error:
+                reason = f"{example['id']}: {error}"
+        raise UserError(f"no picture can be decoded among {step + 1} in a row, the last is {reason}")
+
+    def _decode_size(self) -> int:
+        """Smallest side at which a crop of the least area still has `image_size` pixels."""
+        return int(self._image_size / self._augment["crop_scale"][0] ** 0.5)
+
+    def _augmented(self, pixels: np.ndarray, caption: str, rng: np.random.Generator) -> np.ndarray:
+        augment = self._augment
+        if tuple(augment["crop_scale"]) == (1.0, 1.0):
+            pixels = transforms.resize(pixels, size=self._image_size)
+        else:
+            pixels = transforms.random_resized_crop(
+                pixels, rng, size=self._image_size, scale=tuple(augment["crop_scale"])
+            )
+        if augment["flip"] and rng.random() < 0.5 and transforms.may_flip(caption):
+            pixels = transforms.hflip(pixels)
+        if augment["randaugment_ops"]:
+            pixels = transforms.rand_augment(
+                pixels, rng, num_ops=augment["randaugment_ops"], magnitude=augment["randaugment_magnitude"]
+            )
+        return transforms.normalise(pixels)
+
+
+def check_batch_size(source: Source, batch_size: int, limit: int) -> int:
+    """The number of examples trained on.
+
+    Raises:
+        UserError: a batch larger than that.
+    """
+    examples = min(limit, len(source)) if limit else len(source)
+    if batch_size > examples:
+        raise UserError(
+            f"batch_size {batch_size} is larger than the data, {examples} examples; lower --config.batch_size"
+        )
+    return examples
+
+
+def train_stream(
+    source: Source,
+    make_example: MakeExample,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    limit: int,
+    workers: int,
+    threads: int,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the global batches start .. stop - 1.
+
+    Args:
+        batch_size: global.
+        limit: train on the first `limit` examples only; 0 = all.
+        workers: processes that prepare batches; 0 = threads of this one.
+        threads: that read ahead in each worker.
+
+    Raises:
+        UserError: a batch larger than the data, or one that the processes cannot share.
+    """
+    examples = check_batch_size(source, batch_size, limit)
+    if batch_size % processes:
+        raise UserError(f"batch_size {batch_size} is not divisible by {processes} processes")
+    stream = grain.MapDataset.range(examples).seed(seed).shuffle().repeat(None).random_map(make_example)
+    stream = stream.batch(batch_size // processes, drop_remainder=True)[process::processes]
+    stream = stream[start:stop].to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
+    if workers:
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(stream)

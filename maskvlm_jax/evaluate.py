@@ -1,0 +1,206 @@
+"""Scores of a model on a split, with the protocol they were taken under; inside training and alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
+
+from maskvlm_jax import config as configs
+from maskvlm_jax import metrics, sharding, train_step
+from maskvlm_jax.checkpoint import Checkpoints
+from maskvlm_jax.data import tokenizer as tokenizers
+from maskvlm_jax.data.evaluation import EvaluationSet, load_evaluation
+from maskvlm_jax.data.sources import open_source
+from maskvlm_jax.data.tokenizer import Tokenizer
+from maskvlm_jax.errors import UserError
+from maskvlm_jax.evaluators import figures, probes, retrieval
+from maskvlm_jax.evaluators.predictor import Functions, Predictor
+from maskvlm_jax.pretrainer import Pretrainer
+
+Metrics = dict[str, float]
+
+
+class Evaluation:
+    """Evaluates parameters of one model; splits are read and functions compiled once.
+
+    Args:
+        config: of the run.
+        graphdef: of the `Pretrainer`.
+        tokenizer: of the run.
+        mesh: batches are split over it.
+    """
+
+    def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh):
+        self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
+        self._functions, self._sets = Functions(graphdef), {}
+        self._objectives = tuple(label for label, objective in config.objectives.items() if objective.weight)
+
+    def data(self, split: str) -> EvaluationSet:
+        """The pictures and captions of a split."""
+        if split not in self._sets:
+            config, image, options = self._config, self._config.model.image, self._config.evaluation
+            source = open_source(config.data.to_dict(), split, image.image_size)
+            self._sets[split] = load_evaluation(
+                source,
+                self._tokenizer,
+                image_size=image.image_size,
+                patch=image.patch,
+                max_length=config.model.text.max_length,
+                masking_options=config.masking.to_dict(),
+                seed=options.seed,
+                limit=options.limit,
+                captions_per_image=options.captions_per_image,
+            )
+            if self._sets[split].broken:
+                broken = self._sets[split].broken
+                print(f"warning: {len(broken)} picture(s) of {split} cannot be decoded and are left out: {broken[0]}")
+        return self._sets[split]
+
+    def retrieval(self, params: Any, split: str, *, rerank: bool) -> Metrics:
+        """Recalls in percent."""
+        options = self._config.evaluation
+        return dict(
+            retrieval.evaluate(
+                self._predictor(params),
+                self.data(split),
+                batch_size=options.batch_size,
+                rerank_k=options.rerank_k if rerank else 0,
+                rerank_score=options.rerank_score,
+            )
+        )
+
+    def all(self, params: Any, split: str) -> Metrics:
+        """Recalls before and after re-ranking, and the cross-modal probes."""
+        options = self._config.evaluation
+        found = probes.evaluate(
+            self._predictor(params), self.data(split), batch_size=options.batch_size, limit=options.probe_limit
+        )
+        return self.retrieval(params, split, rerank=True) | dict(found)
+
+    def figures(self, params: Any, split: str, folder: Path) -> dict[str, np.ndarray]:
+        """Writes the figures of a split as PNG and Markdown; returns the pictures by name."""
+        count, size = self._config.evaluation.figures, self._config.evaluation.batch_size
+        predictor, data, sheets = self._predictor(params), self.data(split), {}
+        count = min(count, size)
+        if count and "masked_image" in self._objectives:
+            sheets["reconstruction"] = figures.reconstructions(predictor, data, count=count, batch_size=size)
+        folder.mkdir(parents=True, exist_ok=True)
+        if count and "masked_text" in self._objectives:
+            texts = figures.masked_texts(predictor, data, self._tokenizer, count=count, batch_size=size)
+            sheets["masked_text"] = figures.masked_text_sheet(data, texts)
+            (folder / f"masked_text_{split}.md").write_text(figures.masked_text_table(data, texts))
+        for name, sheet in sheets.items():
+            Image.fromarray(sheet).save(folder / f"{name}_{split}.png")
+        return sheets
+
+    def protocol(self, split: str) -> dict[str, Any]:
+        """What a number must be quoted with."""
+        data, options = self.data(split), self._config.evaluation
+        return {
+            "source": self._config.data.source,
+            "split": split,
+            "data_sha256": data.fingerprint,
+            "images": len(data.images),
+            "captions": len(data.captions),
+            "captions_per_image": len(data.captions) / len(data.images),
+            "broken_images": len(data.broken),
+            "image_size": self._config.model.image.image_size,
+            "weights": options.weights,
+            "rerank_k": options.rerank_k,
+            "rerank_score": options.rerank_score,
+            "ties": "count against the model",
+            "probe_images": min(options.probe_limit, len(data.images)),
+        }
+
+    def _predictor(self, params: Any) -> Predictor:
+        return Predictor(self._functions, params, objectives=self._objectives, mesh=self._mesh)
+
+
+def final_result(
+    evaluation: Evaluation, config: ConfigDict, params: Any, *, folder: Path, lineage: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Evaluates `evaluation.split` and the splits of `evaluation.also`, draws figures, writes result.json.
+
+    Metrics of the other splits are named SPLIT/metric.
+    """
+    split = config.evaluation.split
+    values = evaluation.all(params, split)
+    for other in config.evaluation.also:
+        values |= {f"{other}/{name}": value for name, value in evaluation.all(params, other).items()}
+    evaluation.figures(params, split, folder / "figures")
+    protocols = {other: evaluation.protocol(other) for other in config.evaluation.also}
+    result = {
+        "protocol": {**lineage, **evaluation.protocol(split), **({"also": protocols} if protocols else {})},
+        "metrics": values,
+    }
+    configs.write_json(folder / "result.json", result)
+    return result
+
+
+def show(result: Mapping[str, Any], folder: Path) -> None:
+    """Prints a result as a table."""
+    protocol = result["protocol"]
+    print(
+        f"\n{protocol['split']}: {protocol['images']} images, {protocol['captions']} captions, "
+        f"re-ranked top {protocol['rerank_k']} by {protocol['rerank_score']}"
+    )
+    print(metrics.table(result["metrics"]))
+    print(f"\nresults, figures and checkpoints are in {folder}")
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """`task = evaluate`: scores a checkpoint of a finished or running workdir.
+
+    Raises:
+        UserError: there is no such workdir, or nothing in it that can be read.
+    """
+    source = Path(config.checkpoint)
+    if not config.checkpoint or not source.is_dir():
+        raise UserError(f"there is no workdir {config.checkpoint!r}; set --config.checkpoint to the folder of a run")
+    trained = configs.merge_evaluation(ConfigDict(configs.read_json(source / "config.json")), config)
+    configs.check(trained)
+    tokenizer = tokenizers.load(source / "tokenizer")
+    mesh = sharding.make_mesh(**trained.mesh)
+    sharding.check_batch(trained.evaluation.batch_size, 1, mesh)
+    with jax.set_mesh(mesh):
+        graphdef, abstract = train_step.abstract_params(
+            lambda: Pretrainer(**configs.model_arguments(trained), rngs=nnx.Rngs(0)), mesh
+        )
+        folder = source / ("best" if config.checkpoint_step == "best" else "checkpoints")
+        checkpoints = Checkpoints(folder, writable=False)
+        step = _choose_step(checkpoints, folder, config.checkpoint_step)
+        params = checkpoints.load_params(step, abstract, weights=trained.evaluation.weights)
+        checkpoints.close()
+        lineage = lineage_of(trained, source, step, params)
+        evaluation = Evaluation(trained, graphdef, tokenizer, mesh)
+        result = final_result(evaluation, trained, params, folder=workdir, lineage=lineage)
+    show(result, workdir)
+
+
+def lineage_of(config: ConfigDict, workdir: Path, step: int, params: Any) -> dict[str, Any]:
+    """Where parameters come from."""
+    return {
+        "checkpoint": workdir.name,
+        "run": config.name,
+        "trained_on": f"{config.data.source}/{config.data.split}",
+        "initialised_from": config.checkpoint or "random",
+        "step": step,
+        "parameters_sha256": train_step.parameters_sha256(params),
+    }
+
+
+def _choose_step(checkpoints: Checkpoints, folder: Path, wanted: str) -> int:
+    if not checkpoints.steps:
+        raise UserError(f"there is no checkpoint in {folder}; set --config.checkpoint to the workdir of a run")
+    if wanted in ("latest", "best"):
+        return checkpoints.steps[-1]
+    if not wanted.isdigit() or int(wanted) not in checkpoints.steps:
+        there = ", ".join(map(str, checkpoints.steps))
+        raise UserError(f"there is no checkpoint of step {wanted} in {folder}; there are latest, best and {there}")
+    return int(wanted)

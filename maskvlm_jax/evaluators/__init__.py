@@ -1,0 +1,1 @@
+"""Evaluators: each takes a `Predictor` and an `EvaluationSet` and yields (name, value)."""

@@ -1,0 +1,150 @@
+"""Figures: pictures rebuilt from their visible patches and a caption, captions rebuilt from their words and a picture.
+
+Rebuilt patches are pasted into the picture; visible ones stay as they are (MaskVLM, arXiv 2208.02131, Fig. 5).
+"""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from maskvlm_jax.data import transforms
+from maskvlm_jax.data.evaluation import EvaluationSet
+from maskvlm_jax.data.tokenizer import Tokenizer
+from maskvlm_jax.evaluators import probes
+from maskvlm_jax.evaluators.predictor import Predictor
+
+TILE, GAP, HEADER, MASK_GREY = 160, 10, 24, 128
+INK, PAPER, RIGHT, WRONG = (20, 20, 20), (255, 255, 255), (0, 120, 50), (190, 30, 30)
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """A token as it is shown; `masked` where it was predicted, `right` where the prediction was."""
+
+    text: str
+    masked: bool
+    right: bool
+
+
+def reconstructions(predictor: Predictor, data: EvaluationSet, *, count: int, batch_size: int) -> np.ndarray:
+    """A sheet, one row a picture: original | masked | rebuilt with its caption | rebuilt with another's."""
+    pictures, patch = np.arange(min(count, len(data.images))), None
+    others, first = data.other_pictures(), data.first_captions
+    rebuilt = {}
+    for reads in ("matched", "shuffled"):
+        batch = next(probes.batches(data, pictures, batch_size, image_reads=reads))
+        pred_BMF, _, positions = predictor.masked_image(batch)
+        patch = round((pred_BMF.shape[-1] / 3) ** 0.5)
+        rebuilt[reads] = [
+            paste(data.images[i], transforms.denormalise(pred_BMF[i].reshape(-1, patch, patch, 3)), positions.ids_BM[i])
+            for i in pictures
+        ]
+    rows = []
+    for i in pictures:
+        grey = np.full((int(data.image_masked[i].sum()), patch, patch, 3), MASK_GREY, np.uint8)
+        masked = paste(data.images[i], grey, np.flatnonzero(data.image_masked[i]))
+        tiles = [data.images[i], masked, rebuilt["matched"][i], rebuilt["shuffled"][i]]
+        rows.append((tiles, data.captions[first[i]], data.captions[first[others[i]]]))
+    return _reconstruction_sheet(rows)
+
+
+def paste(image: np.ndarray, patches: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """`image` with `patches` (M, p, p, 3) at the patch numbers `ids`, counted row by row."""
+    image, size = image.copy(), patches.shape[1]
+    grid = image.shape[1] // size
+    for pixels, number in zip(patches, ids, strict=True):
+        row, column = divmod(int(number), grid)
+        image[row * size : (row + 1) * size, column * size : (column + 1) * size] = pixels
+    return image
+
+
+def masked_texts(
+    predictor: Predictor, data: EvaluationSet, tokenizer: Tokenizer, *, count: int, batch_size: int
+) -> list[dict[str, list[Word]]]:
+    """For each picture its first caption with masked tokens predicted from the matched, a wrong and no picture."""
+    pictures, first = np.arange(min(count, len(data.images))), data.first_captions
+    results = [{} for _ in pictures]
+    for reads in probes.OTHERS:
+        batch = next(probes.batches(data, pictures, batch_size, text_reads=reads))
+        _, predicted_BM, _, positions = predictor.masked_text(batch)
+        for i in pictures:
+            tokens = data.text["tokens"][first[i]]
+            valid = positions.valid_BM[i]
+            filled = dict(zip(positions.ids_BM[i][valid].tolist(), predicted_BM[i][valid].tolist(), strict=True))
+            length = int(data.text["token_valid"][first[i]].sum())
+            results[i][reads] = [
+                Word(tokenizer.token(filled.get(p, tokens[p])), p in filled, filled.get(p, tokens[p]) == tokens[p])
+                for p in range(1, length - 1)
+            ]
+    return results
+
+
+def masked_text_table(data: EvaluationSet, results: list[dict[str, list[Word]]]) -> str:
+    """Markdown: masked tokens are bold, wrong ones struck through."""
+    lines = ["| caption | with its picture | with a wrong picture | without a picture |", "|---|---|---|---|"]
+    for caption, filled in zip((data.captions[t] for t in data.first_captions), results, strict=False):
+        cells = [" ".join(_markdown(word) for word in filled[reads]) for reads in probes.OTHERS]
+        lines.append("| " + " | ".join([caption.replace("|", "\\|"), *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def masked_text_sheet(data: EvaluationSet, results: list[dict[str, list[Word]]]) -> np.ndarray:
+    """A sheet, one row a picture: the picture, its caption, and the three fillings, masked tokens in colour."""
+    width = TILE + 2 * GAP + 760
+    sheet = Image.new("RGB", (width, GAP + len(results) * (TILE + GAP)), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    titles = {"matched": "its picture", "shuffled": "a wrong picture", "empty": "no picture"}
+    for row, filled in enumerate(results):
+        top, left = GAP + row * (TILE + GAP), TILE + 2 * GAP
+        sheet.paste(_tile(data.images[row]), (GAP, top))
+        draw.text((left, top), data.captions[data.first_captions[row]], INK, font)
+        for line, (reads, title) in enumerate(titles.items()):
+            y = top + 34 + line * 42
+            draw.text((left, y), f"{title}:", (130, 130, 130), font)
+            _draw_words(draw, filled[reads], left + 130, y, width - GAP, font)
+    return np.asarray(sheet)
+
+
+def _markdown(word: Word) -> str:
+    text = word.text.replace("|", "\\|")
+    return text if not word.masked else f"**{text}**" if word.right else f"~~{text}~~"
+
+
+def _draw_words(draw: ImageDraw.ImageDraw, words: list[Word], left: int, y: int, right: int, font) -> None:
+    x = left
+    for word in words:
+        length = draw.textlength(word.text + " ", font)
+        if x + length > right:
+            x, y = left, y + 18
+        draw.text((x, y), word.text, (RIGHT if word.right else WRONG) if word.masked else INK, font)
+        x += length
+
+
+def _reconstruction_sheet(rows: list[tuple[list[np.ndarray], str, str]]) -> np.ndarray:
+    titles = ("original", "masked", "rebuilt, its caption", "rebuilt, another caption")
+    row_height = TILE + 58
+    sheet = Image.new("RGB", (GAP + 4 * (TILE + GAP), HEADER + len(rows) * row_height), PAPER)
+    draw, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(14), ImageFont.load_default(12)
+    for column, title in enumerate(titles):
+        draw.text((GAP + column * (TILE + GAP), 4), title, INK, font)
+    for row, (tiles, own, other) in enumerate(rows):
+        top = HEADER + row * row_height
+        for column, tile in enumerate(tiles):
+            sheet.paste(_tile(tile), (GAP + column * (TILE + GAP), top))
+        draw.text((GAP, top + TILE + 6), _clip("caption: " + own, draw, sheet.width - 2 * GAP, small), INK, small)
+        other = _clip("another: " + other, draw, sheet.width - 2 * GAP, small)
+        draw.text((GAP, top + TILE + 24), other, (120, 120, 120), small)
+    return np.asarray(sheet)
+
+
+def _clip(text: str, draw: ImageDraw.ImageDraw, width: int, font) -> str:
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(text + "...", font) > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def _tile(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image).resize((TILE, TILE), Image.Resampling.NEAREST)

@@ -1,0 +1,114 @@
+"""The compiled functions that evaluators share: static shapes, parameters as an argument."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from maskvlm_jax import sharding
+from maskvlm_jax.models.fusion import Memory
+from maskvlm_jax.objectives.masked_image import masked_patch_target
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Functions:
+    """Compiled functions of one graph definition; kept over a run, so that each compiles once."""
+
+    def __init__(self, graphdef: nnx.GraphDef):
+        def model(params):
+            return nnx.merge(graphdef, params)
+
+        def encode_image(params, image_BYXC):
+            vlm = model(params).vlm
+            image_BSD = vlm.image_encoder(image_BYXC)
+            return image_BSD, vlm.embed_image(image_BSD)
+
+        def encode_text(params, tokens_BL, valid_BL):
+            vlm = model(params).vlm
+            text_BLD = vlm.text_encoder(tokens_BL, valid_BL)
+            return text_BLD, vlm.embed_text(text_BLD)
+
+        def prepare_images(params, image_BSD):
+            vlm = model(params).vlm
+            first = jnp.zeros((image_BSD.shape[0], 1), jnp.int32)
+            return vlm.image_fusion.start(image_BSD, None, first), vlm.text_fusion.project(image_BSD)
+
+        def match(params, start_BSD, memory: Memory, image_ids_P, text_PLD, valid_PL):
+            pretrainer = model(params)
+            vlm, first = pretrainer.vlm, jnp.zeros((text_PLD.shape[0], 1), jnp.int32)
+            text_start = vlm.text_fusion.start(text_PLD, valid_PL, first)
+            text_memory = vlm.image_fusion.project(text_PLD, valid_PL)
+            image, text = vlm.fuse_pairs(start_BSD[image_ids_P], memory.gather(image_ids_P), text_start, text_memory)
+            return pretrainer.objectives["matching"].classify(image, text)[:, 1]
+
+        def masked_text(params, batch):
+            pretrainer = model(params)
+            ctx = pretrainer.context(batch)
+            logits_BMV, positions = pretrainer.objectives["masked_text"].predict(ctx)
+            target_BM = jnp.take_along_axis(batch["tokens"], positions.ids_BM, axis=1)
+            nll_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV.astype(jnp.float32), target_BM)
+            predicted_BM = jnp.argmax(logits_BMV, axis=-1)
+            return nll_BM, predicted_BM, target_BM, positions
+
+        def masked_image(params, batch):
+            pretrainer = model(params)
+            ctx = pretrainer.context(batch)
+            pred_BMF, positions = pretrainer.objectives["masked_image"].predict(ctx)
+            patch = pretrainer.vlm.image_encoder.patch
+            return pred_BMF, masked_patch_target(batch["image"], positions.ids_BM, patch), positions
+
+        self.encode_image, self.encode_text = jax.jit(encode_image), jax.jit(encode_text)
+        self.prepare_images, self.match = jax.jit(prepare_images), jax.jit(match)
+        self.masked_text, self.masked_image = jax.jit(masked_text), jax.jit(masked_image)
+
+
+class Predictor:
+    """`Functions` with parameters: NumPy in, NumPy out.
+
+    Args:
+        functions: of the model's graph definition.
+        params: on the devices.
+        objectives: labels of the objectives that were trained.
+        mesh: batches are split over it.
+    """
+
+    def __init__(self, functions: Functions, params: Any, *, objectives: tuple[str, ...], mesh: Mesh):
+        self._functions, self._params, self._mesh, self.objectives = functions, params, mesh, objectives
+
+    def _call(self, name: str, *arrays: Any) -> Any:
+        arrays = [sharding.put(x, self._mesh) if isinstance(x, dict) else x for x in arrays]
+        return getattr(self._functions, name)(self._params, *arrays)
+
+    def encode_image(self, image_BYXC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """image_BSD and image_BE."""
+        put = sharding.put({"image": image_BYXC}, self._mesh)
+        return jax.device_get(self._call("encode_image", put["image"]))
+
+    def encode_text(self, tokens_BL: np.ndarray, valid_BL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """text_BLD and text_BE."""
+        put = sharding.put({"tokens": tokens_BL, "valid": valid_BL}, self._mesh)
+        return jax.device_get(self._call("encode_text", put["tokens"], put["valid"]))
+
+    def prepare_images(self, image_BSD: np.ndarray) -> tuple[jax.Array, Memory]:
+        """What matching reads of pictures, computed once for all captions each is paired with; left on the device."""
+        return self._call("prepare_images", image_BSD)
+
+    def match(
+        self, prepared: tuple[jax.Array, Memory], image_ids_P: np.ndarray, text_PLD: np.ndarray, valid_PL: np.ndarray
+    ) -> jax.Array:
+        """(P,) matching logits of prepared pictures `image_ids_P` with captions; left on the device."""
+        return self._call("match", *prepared, image_ids_P, text_PLD, valid_PL)
+
+    def masked_text(self, batch: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
+        """nll_BM, predicted ids_BM, target ids_BM and the positions."""
+        return jax.device_get(self._call("masked_text", dict(batch)))
+
+    def masked_image(self, batch: Arrays) -> tuple[np.ndarray, np.ndarray, Any]:
+        """pred_BMF, target_BMF in normalised pixels, and the positions."""
+        return jax.device_get(self._call("masked_image", dict(batch)))

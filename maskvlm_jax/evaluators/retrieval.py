@@ -1,0 +1,104 @@
+"""Image-text retrieval: contrastive features first, then matching scores re-rank the top k (ALBEF, arXiv 2107.07651).
+
+Score formulas of the second stage, by the names under which numbers are published:
+    itm      the matching head's logit of "matched"                              (ALBEF)
+    itm+itc  that logit plus the cosine of the contrastive features              (BLIP)
+Each direction has its own candidates: every picture's top k captions, every caption's top k pictures.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from maskvlm_jax.data import transforms
+from maskvlm_jax.data.evaluation import EvaluationSet, padded
+from maskvlm_jax.evaluators import ranking
+from maskvlm_jax.evaluators.predictor import Predictor
+
+IMAGE_BLOCK = 32  # pictures whose projected keys and values are held at a time
+PAIR_BATCH = 256
+
+
+def evaluate(
+    predictor: Predictor, data: EvaluationSet, *, batch_size: int, rerank_k: int, rerank_score: str
+) -> Iterator[tuple[str, float]]:
+    """Recalls in percent; re-ranked ones where `rerank_k` is positive and a matching objective was trained."""
+    image_ISD, image_IE = encode_images(predictor, data, batch_size)
+    text_TLD, text_TE = encode_texts(predictor, data, batch_size)
+    cosine_IT = image_IE @ text_TE.T
+    owner = data.image_of_caption
+    image_ranks = ranking.image_to_text_ranks(cosine_IT, owner)
+    text_ranks = ranking.text_to_image_ranks(cosine_IT, owner)
+    yield from ranking.recalls(image_ranks, text_ranks).items()
+
+    if rerank_k and "matching" in predictor.objectives:
+        top_texts_IT = ranking.top_k(cosine_IT, rerank_k)
+        top_images_IT = ranking.top_k(cosine_IT.T, rerank_k).T
+        match_IT = match_scores(predictor, image_ISD, text_TLD, data.text["token_valid"], top_texts_IT | top_images_IT)
+        score_IT = match_IT + cosine_IT if rerank_score == "itm+itc" else match_IT
+        yield from rerank_recalls(score_IT, top_texts_IT, top_images_IT, owner, image_ranks, text_ranks).items()
+
+
+def rerank_recalls(
+    score_IT: np.ndarray,
+    top_texts_IT: np.ndarray,
+    top_images_IT: np.ndarray,
+    owner: np.ndarray,
+    image_ranks: np.ndarray,
+    text_ranks: np.ndarray,
+) -> dict[str, float]:
+    """Recalls of the second stage from scores that are valid at the candidates of each direction."""
+    own_IT = owner[None, :] == np.arange(score_IT.shape[0])[:, None]
+    found_I = np.any(own_IT & top_texts_IT, axis=1)
+    found_T = np.any(own_IT & top_images_IT, axis=0)
+    second_I = ranking.image_to_text_ranks(np.where(top_texts_IT, score_IT, -np.inf), owner)
+    second_T = ranking.text_to_image_ranks(np.where(top_images_IT, score_IT, -np.inf), owner)
+    return ranking.recalls(
+        ranking.reranked(image_ranks, second_I, found_I),
+        ranking.reranked(text_ranks, second_T, found_T),
+        prefix="rerank_",
+    )
+
+
+def encode_images(predictor: Predictor, data: EvaluationSet, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """image_ISD and image_IE of all pictures."""
+    results = []
+    for start in range(0, len(data.images), batch_size):
+        ids, valid = padded(np.arange(start, min(start + batch_size, len(data.images))), batch_size)
+        out = predictor.encode_image(np.stack([transforms.normalise(data.images[i]) for i in ids]))
+        results.append([x[valid] for x in out])
+    return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
+
+
+def encode_texts(predictor: Predictor, data: EvaluationSet, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """text_TLD and text_TE of all captions."""
+    results = []
+    for start in range(0, len(data.captions), batch_size):
+        ids, valid = padded(np.arange(start, min(start + batch_size, len(data.captions))), batch_size)
+        out = predictor.encode_text(data.text["tokens"][ids], data.text["token_valid"][ids])
+        results.append([x[valid] for x in out])
+    return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
+
+
+def match_scores(
+    predictor: Predictor,
+    image_ISD: np.ndarray,
+    text_TLD: np.ndarray,
+    valid_TL: np.ndarray,
+    wanted_IT: np.ndarray,
+) -> np.ndarray:
+    """(I, T) matching logits where `wanted_IT`, -inf elsewhere; each pair is computed once.
+
+    Unimodal features are reused, pictures are projected once a block, and all batches have one shape.
+    """
+    score_IT = np.full(wanted_IT.shape, -np.inf, np.float32)
+    for start in range(0, len(image_ISD), IMAGE_BLOCK):
+        block, _ = padded(np.arange(start, min(start + IMAGE_BLOCK, len(image_ISD))), IMAGE_BLOCK)
+        prepared = predictor.prepare_images(image_ISD[block])
+        image_ids, text_ids = np.nonzero(wanted_IT[start : start + IMAGE_BLOCK])
+        for first in range(0, len(image_ids), PAIR_BATCH):
+            images, valid = padded(image_ids[first : first + PAIR_BATCH], PAIR_BATCH)
+            texts, _ = padded(text_ids[first : first + PAIR_BATCH], PAIR_BATCH)
+            logits = np.asarray(predictor.match(prepared, images, text_TLD[texts], valid_TL[texts]))
+            score_IT[start + images[valid], texts[valid]] = logits[valid]
+    return score_IT

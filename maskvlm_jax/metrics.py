@@ -1,0 +1,124 @@
+"""What one sees of a run: a line on the terminal, metrics.jsonl, TensorBoard events."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+SHORT = {"masked_image": "image", "masked_text": "text", "contrastive": "contrast", "matching": "match"}
+
+
+class MetricWriter:
+    """Appends to `metrics.jsonl` (one object a line: step, split, values) and to TensorBoard events.
+
+    Args:
+        workdir: the run's folder.
+        start: the step the run goes on from; lines of later steps, written by a run that was killed before it saved,
+            are taken out.
+    """
+
+    def __init__(self, workdir: Path, start: int):
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            _drop_after(path, start)
+        self._file = path.open("a")
+        self._events = SummaryWriter(str(workdir / "events"), purge_step=start + 1 if start else None)
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def figure(self, step: int, name: str, image: np.ndarray) -> None:
+        """A picture, (Y, X, 3) uint8, for TensorBoard."""
+        self._events.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue  # a line that was cut off by a kill
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+class Progress:
+    """Averages metrics between two log lines and measures speed and the share of time spent waiting for data.
+
+    Args:
+        batch_size: pairs a step.
+        steps: the run's last step.
+    """
+
+    def __init__(self, *, batch_size: int, steps: int):
+        self._batch_size, self._steps, self._seconds_a_step = batch_size, steps, 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the means and the clock anew: compiling, evaluating and saving are not part of a step."""
+        self._clock, self._waited, self._sums, self._count = time.monotonic(), 0.0, {}, 0
+
+    def waited(self, seconds: float) -> None:
+        self._waited += seconds
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Adds one step's metrics."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        self._count += 1
+
+    @property
+    def empty(self) -> bool:
+        return self._count == 0
+
+    def values(self) -> dict[str, float]:
+        """Mean metrics, pairs_per_second and data_wait (a share) since the last call of `restart`."""
+        values = {name: total / self._count for name, total in self._sums.items()}
+        seconds = time.monotonic() - self._clock
+        self._seconds_a_step = seconds / self._count
+        return values | {
+            "pairs_per_second": self._batch_size / self._seconds_a_step,
+            "data_wait": self._waited / seconds,
+        }
+
+    def line(self, step: int, values: Mapping[str, float]) -> str:
+        """One line for the terminal."""
+        parts = [
+            f"{SHORT.get(name.split('/')[0], name.split('/')[0])} {value:.3f}"
+            for name, value in values.items()
+            if name.endswith("/loss")
+        ]
+        left = duration((self._steps - step) * self._seconds_a_step)
+        return (
+            f"step {step}/{self._steps}  loss {values['loss']:.3f} ({', '.join(parts)})  "
+            f"{values['pairs_per_second']:.1f} pairs/s  data wait {values['data_wait']:.1%}  {left} left"
+        )
+
+
+def duration(seconds: float) -> str:
+    """'1h05m', '12m30s' or '45s'."""
+    seconds = math.ceil(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
+
+
+def table(metrics: Mapping[str, float]) -> str:
+    """Names and values in two aligned columns."""
+    width = max(len(name) for name in metrics)
+    return "\n".join(f"  {name:<{width}}  {value:10.4f}" for name, value in metrics.items())

@@ -1,0 +1,72 @@
+"""Learning-rate schedule and AdamW with groups by parameter path."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from maskvlm_jax.errors import UserError
+
+NO_DECAY = r"/(bias|scale|class_token|mask_token|position|temperature)$"
+ENCODERS = r"^vlm/(image|text)_encoder/"
+
+
+def parameter_path(path: tuple) -> str:
+    """The path of a parameter in a nested dict, joined with slashes."""
+    return "/".join(str(key.key) for key in path)
+
+
+def map_by_path(function: Callable[[str, Any], Any], params: Any) -> Any:
+    """function(path, leaf) over a nested dict of parameters."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(parameter_path(path), leaf), params)
+
+
+def make_schedule(*, lr: float, warmup_steps: int, steps: int, final_ratio: float) -> optax.Schedule:
+    """Linear warm-up from 0 to `lr`, then a cosine to `lr * final_ratio` at `steps`."""
+    if warmup_steps >= steps:
+        raise UserError(f"optim.warmup_steps {warmup_steps} must be below steps {steps}")
+    return optax.warmup_cosine_decay_schedule(0.0, lr, warmup_steps, steps, end_value=lr * final_ratio)
+
+
+def make_optimizer(
+    *,
+    lr: float,
+    encoder_lr: float,
+    warmup_steps: int,
+    steps: int,
+    final_ratio: float,
+    weight_decay: float,
+    b1: float,
+    b2: float,
+    clip_norm: float,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW (Loshchilov and Hutter 2019) with two learning rates of one shape.
+
+    Args:
+        lr: peak rate of cross-modality encoders, decoder and heads.
+        encoder_lr: peak rate of the image and text encoder.
+        warmup_steps, steps, final_ratio: of the schedule, see `make_schedule`.
+        weight_decay: not for biases, norms, learned tokens, positions and the temperature.
+        b1, b2: decay of the moments.
+        clip_norm: gradients are scaled to at most this global norm.
+    Returns:
+        the transformation and the schedule of `lr`.
+    """
+    schedule = make_schedule(lr=lr, warmup_steps=warmup_steps, steps=steps, final_ratio=final_ratio)
+    ratio = encoder_lr / lr
+
+    def scale_encoders(updates, params):
+        return map_by_path(lambda path, u: u * ratio if re.search(ENCODERS, path) else u, updates)
+
+    tx = optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.scale_by_adam(b1=b1, b2=b2),
+        optax.add_decayed_weights(
+            weight_decay, mask=lambda params: map_by_path(lambda path, _: not re.search(NO_DECAY, path), params)
+        ),
+        optax.stateless(scale_encoders),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return tx, schedule

@@ -1,0 +1,101 @@
+"""The mesh and where every array lives on it: the only file with a PartitionSpec.
+
+Axes: "data" and "fsdp" split the batch; "fsdp" also splits parameters; "model" splits heads and the hidden layer of
+feed-forwards. Axis types are Auto: the compiler places intermediates.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from maskvlm_jax.errors import UserError
+from maskvlm_jax.optim import map_by_path
+
+AXES = ("data", "fsdp", "model")
+BATCH = P(("data", "fsdp"))
+
+# (path, spec): the first match wins. Kernels of stacked blocks have a leading layer axis, which is never split.
+RULES = (
+    (r"/block/.*/(query|key|value|up)/kernel$", P(None, "fsdp", "model")),
+    (r"/block/.*/(query|key|value|up)/bias$", P(None, "model")),
+    (r"/block/.*/(out|down)/kernel$", P(None, "model", "fsdp")),
+    (r"/text_encoder/embedding$", P("model", "fsdp")),
+    (r"/to_words/kernel$", P("fsdp", "model")),
+    (r"/kernel$", P("fsdp", None)),
+    (r"/(bias|scale|class_token|mask_token|position|temperature)$", P()),
+)
+
+
+def make_mesh(*, data: int, fsdp: int, model: int) -> Mesh:
+    """A mesh over all devices; `data` = -1 takes what the other axes leave.
+
+    Raises:
+        UserError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    if data == -1 and devices % (fsdp * model) == 0:
+        data = devices // (fsdp * model)
+    if data * fsdp * model != devices:
+        raise UserError(f"mesh data={data} x fsdp={fsdp} x model={model} does not cover {devices} device(s)")
+    return jax.make_mesh((data, fsdp, model), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises UserError where the global batch cannot be split evenly."""
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (shares * accumulate):
+        raise UserError(
+            f"batch_size {batch_size} is not divisible by {shares} device share(s) x {accumulate} accumulation step(s)"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, BATCH)
+
+
+def parameter_shardings(params: Any, mesh: Mesh) -> Any:
+    """The sharding of every parameter by `RULES`; an axis that does not divide its dimension is dropped.
+
+    Raises:
+        ValueError: a parameter that no rule covers.
+    """
+
+    def place(path: str, leaf: Any) -> NamedSharding:
+        spec = next((spec for pattern, spec in RULES if re.search(pattern, "/" + path)), None)
+        if spec is None:
+            raise ValueError(f"no sharding rule covers the parameter {path}")
+        fitting = [
+            axis if axis is not None and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(spec, leaf.shape, strict=False)
+        ]
+        return NamedSharding(mesh, P(*fitting))
+
+    return map_by_path(place, params)
+
+
+def optimizer_shardings(tx: optax.GradientTransformation, params: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Shardings of the optimizer's state: moments follow their parameter, the rest is replicated."""
+    state = jax.eval_shape(tx.init, params)
+    return optax.tree_map_params(
+        tx,
+        lambda _, sharding: sharding,
+        state,
+        shardings,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+
+
+def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays from this process's rows."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

@@ -1,0 +1,148 @@
+"""The state of training and one pure function that advances it."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from maskvlm_jax import sharding
+from maskvlm_jax.optim import parameter_path
+
+Params = Any
+
+
+class TrainState(NamedTuple):
+    """All that a resumed run needs besides its config: the stream and every key are functions of (seed, step).
+
+    `ema` is an exponential moving average of the parameters, or an empty dict where it is off.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+    ema: Params
+
+
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
+    """Graph definition and parameters as a nested dict of arrays."""
+    graphdef, state = nnx.split(model)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def init_state(
+    build: Callable[[], nnx.Module], tx: optax.GradientTransformation, *, ema: bool, mesh: Mesh
+) -> tuple[nnx.GraphDef, Callable[[], TrainState], TrainState]:
+    """Describes the initial state without allocating it.
+
+    Returns:
+        graphdef: merges with `state.params` into the model.
+        init: makes the state on the devices.
+        shardings: a TrainState of shardings.
+    """
+    graphdef = None
+
+    def make() -> TrainState:
+        nonlocal graphdef
+        graphdef, params = split_model(build())
+        # A copy: the state is donated, and one buffer cannot be donated twice.
+        average = jax.tree.map(jnp.copy, params) if ema else {}
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
+
+    shapes = jax.eval_shape(make)
+    params = sharding.parameter_shardings(shapes.params, mesh)
+    shardings = TrainState(
+        step=sharding.replicated(mesh),
+        params=params,
+        opt_state=sharding.optimizer_shardings(tx, shapes.params, params, mesh),
+        ema=params if ema else {},
+    )
+    return graphdef, jax.jit(make, out_shardings=shardings), shardings
+
+
+def abstract_state(init: Callable[[], TrainState], shardings: TrainState) -> TrainState:
+    """Shapes, types and shardings of the state, for a checkpoint to be read into."""
+    return _with_shardings(jax.eval_shape(init), shardings)
+
+
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place), shapes, shardings
+    )
+
+
+def abstract_params(build: Callable[[], nnx.Module], mesh: Mesh) -> tuple[nnx.GraphDef, Params]:
+    """Graph definition, and shapes, types and shardings of a model's parameters; nothing is allocated."""
+    graphdef = None
+
+    def make() -> Params:
+        nonlocal graphdef
+        graphdef, params = split_model(build())
+        return params
+
+    shapes = jax.eval_shape(make)
+    return graphdef, _with_shardings(shapes, sharding.parameter_shardings(shapes, mesh))
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    seed: int,
+    accumulate: int,
+    ema_decay: float,
+    shardings: TrainState,
+    mesh: Mesh,
+) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted step (state, batch) -> (state, metrics); the state is donated.
+
+    Args:
+        accumulate: the batch is cut into this many microbatches, whose gradients are averaged. In-batch losses see
+            one microbatch at a time.
+        ema_decay: of the moving average of the parameters; 0 = off.
+    """
+
+    def loss_fn(params: Params, batch: Mapping[str, jax.Array], key: jax.Array):
+        return nnx.merge(graphdef, params)(batch, key)
+
+    def gradients(params: Params, batch: Mapping[str, jax.Array], key: jax.Array):
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key)
+        return grads, metrics
+
+    def accumulated(params: Params, batch: Mapping[str, jax.Array], key: jax.Array):
+        cut = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), dict(batch))
+        parts = (cut, jax.random.split(key, accumulate))
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(gradients, params, *jax.tree.map(lambda x: x[0], parts)),
+        )
+        add = lambda total, part: (jax.tree.map(jnp.add, total, gradients(params, *part)), None)  # noqa: E731
+        total, _ = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda x: x / accumulate, total)
+
+    def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        grads, metrics = (gradients if accumulate == 1 else accumulated)(state.params, batch, key)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = optax.incremental_update(params, state.ema, 1.0 - ema_decay) if ema_decay else state.ema
+        metrics |= {"grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+
+
+def parameters_sha256(params: Params) -> str:
+    """sha256 over paths, shapes and bytes of the parameters, on the host."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        value = np.asarray(leaf)
+        digest.update(f"{parameter_path(path)} {value.shape} {value.dtype}\n".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
