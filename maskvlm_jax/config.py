@@ -102,9 +102,7 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     old, new = flatten(old), flatten(new)
     free = tuple(f"{key}." for key in FREE_KEYS)
     return sorted(
-        key
-        for key in old.keys() | new.keys()
-        if old.get(key) != new.get(key) and not f"{key}.".startswith(free)
+        key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not f"{key}.".startswith(free)
     )
 
 

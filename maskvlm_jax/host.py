@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 import platform
 import warnings
 
@@ -23,6 +24,7 @@ def keep_freed_memory() -> None:
 
 def quiet_libraries() -> None:
     """Keeps the libraries' own notices out of the log; errors stay."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would tell that it found no torch
     logging.getLogger("absl").setLevel(logging.ERROR)
     logging.getLogger("jax").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -1,18 +1,22 @@
 """Flags -> config -> pretrain | evaluate.
 
-    python -m maskvlm_jax.main --config=configs/pretrain.py
-    python -m maskvlm_jax.main --config=configs/pretrain.py:size=small,data=flickr8k --config.data.root=FOLDER
-    python -m maskvlm_jax.main --config=configs/evaluate.py --config.checkpoint=WORKDIR
+python -m maskvlm_jax.main --config=configs/pretrain.py
+python -m maskvlm_jax.main --config=configs/pretrain.py:size=small,data=flickr8k --config.data.root=FOLDER
+python -m maskvlm_jax.main --config=configs/evaluate.py --config.checkpoint=WORKDIR
 """
 
+import difflib
 import importlib
+import re
+import runpy
 import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from maskvlm_jax import host
+from maskvlm_jax.config import flatten
 from maskvlm_jax.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:structure], see configs/", lock_config=True)
@@ -21,7 +25,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; runs/NAME by d
 TASKS = {"pretrain": "maskvlm_jax.train", "evaluate": "maskvlm_jax.evaluate"}
 
 
-def parse(argv: list[str]):
+def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     """Reads the command line: (config, workdir).
 
     Raises:
@@ -29,19 +33,48 @@ def parse(argv: list[str]):
     """
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
-        raise UserError(str(error.args[0] if error.args else error).strip().replace("\n", " ")) from error
-    if len(rest) > 1:
-        raise UserError(f"unknown argument {rest[1]!r}; flags start with --")
-    config = _CONFIG.value
+        config = _CONFIG.value
+        task = None if config is None else config.get("task")
+    except (AttributeError, KeyError) as error:
+        raise UserError(_unknown_key(argv, str(error))) from error
+    except (flags.Error, TypeError, ValueError, OSError, ImportError) as error:
+        raise UserError(_last_line(error)) from error
     if config is None:
         raise UserError("no config; give --config=configs/pretrain.py")
-    if config.get("task") not in TASKS:
-        raise UserError(f"config.task is {config.get('task')!r}; choose among {', '.join(TASKS)}")
+    if len(rest) > 1:
+        raise UserError(f"unknown argument {rest[1]!r}; flags start with --")
+    if task not in TASKS:
+        raise UserError(f"config.task is {task!r}; choose among {', '.join(TASKS)}")
     return config, Path(_WORKDIR.value or default_workdir(config))
 
 
-def default_workdir(config) -> str:
+def _unknown_key(argv: list[str], told: str) -> str:
+    """Names the key of a --config.KEY=VALUE flag that is not there, and the nearest that is."""
+    there = list(flatten(_defaults(argv).to_dict()))
+    given = [arg[len("--config.") :].split("=")[0] for arg in argv if arg.startswith("--config.")]
+    for key in given:
+        if key not in there:
+            # The last part alone finds a key that was put into the wrong block.
+            near = difflib.get_close_matches(key, there, n=1) or [k for k in there if k.endswith(key.split(".")[-1])]
+            return f"there is no config key {key}" + (f"; did you mean {near[0]}?" if near else "")
+    return told
+
+
+def _defaults(argv: list[str]) -> ConfigDict:
+    """The config file's values before any flag: the flags' own copy is not there where one of them failed."""
+    path, _, structure = next(arg for arg in argv if arg.startswith("--config="))[len("--config=") :].partition(":")
+    return runpy.run_path(path)["get_config"](structure)
+
+
+def _last_line(error: Exception) -> str:
+    """The last line of an error without the names of exception classes: the cause, where libraries wrap it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    missing = next((line for line in lines if "No such file" in line), None)
+    return re.sub(r"^(\w+Error|Exception): ", "", missing or lines[-1])
+
+
+def default_workdir(config: ConfigDict) -> str:
+    """Where a run goes that was not told: runs/NAME, or the evaluation folder of the scored workdir."""
     if config.task == "evaluate":
         return f"{config.checkpoint}/evaluation"
     return f"runs/{config.name}"
@@ -55,6 +88,9 @@ def main(argv: list[str] | None = None) -> int:
         config, workdir = parse(sys.argv if argv is None else argv)
         importlib.import_module(TASKS[config.task]).run(config, workdir)
     except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except OSError as error:  # a full disk, a folder that vanished: the machine's fault, told like the user's
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except Stopped as stopped:

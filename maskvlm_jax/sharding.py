@@ -5,7 +5,7 @@ feed-forwards. Axis types are Auto: the compiler places intermediates.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,18 +32,19 @@ RULES = (
 )
 
 
-def make_mesh(*, data: int, fsdp: int, model: int) -> Mesh:
-    """A mesh over all devices; `data` = -1 takes what the other axes leave.
+def make_mesh(*, data: int, fsdp: int, model: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (all where None); `data` = -1 takes what the other axes leave.
 
     Raises:
         UserError: the axes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
-    if data == -1 and devices % (fsdp * model) == 0:
-        data = devices // (fsdp * model)
-    if data * fsdp * model != devices:
-        raise UserError(f"mesh data={data} x fsdp={fsdp} x model={model} does not cover {devices} device(s)")
-    return jax.make_mesh((data, fsdp, model), AXES, axis_types=(AxisType.Auto,) * 3)
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    if data == -1 and count % (fsdp * model) == 0:
+        data = count // (fsdp * model)
+    if data * fsdp * model != count:
+        raise UserError(f"mesh data={data} x fsdp={fsdp} x model={model} does not cover {count} device(s)")
+    return jax.make_mesh((data, fsdp, model), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:

@@ -56,9 +56,7 @@ def text_fields(
 ) -> dict[str, np.ndarray]:
     """The text arrays of one example; `options` are those of `config.masking`."""
     tokens, word_ids = tokenizer.encode(caption, max_length)
-    text_masked = masking.sample_text_mask(
-        rng, word_ids, ratio=options["text_ratio"], whole_word=options["whole_word"]
-    )
+    text_masked = masking.sample_text_mask(rng, word_ids, ratio=options["text_ratio"], whole_word=options["whole_word"])
     tokens_masked = masking.corrupt_tokens(
         rng,
         tokens,

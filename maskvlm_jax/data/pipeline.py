@@ -54,9 +54,7 @@ class MakeExample(grain.transforms.RandomMap):
         image_masked = masking.sample_image_mask(
             rng, self._grid, cell=self._masking["image_cell"], ratio=self._masking["image_ratio"]
         )
-        text = batches.text_fields(
-            caption, self._tokenizer, rng, max_length=self._max_length, options=self._masking
-        )
+        text = batches.text_fields(caption, self._tokenizer, rng, max_length=self._max_length, options=self._masking)
         return {
             "image": image,
             **text,

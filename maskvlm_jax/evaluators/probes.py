@@ -15,9 +15,7 @@ from maskvlm_jax.evaluators.predictor import Predictor
 OTHERS = ("matched", "shuffled", "empty")
 
 
-def evaluate(
-    predictor: Predictor, data: EvaluationSet, *, batch_size: int, limit: int
-) -> Iterator[tuple[str, float]]:
+def evaluate(predictor: Predictor, data: EvaluationSet, *, batch_size: int, limit: int) -> Iterator[tuple[str, float]]:
     """masked_text_{loss, accuracy}_OTHER (nats, percent) and masked_image_{loss, psnr}_OTHER (L1, decibel)."""
     pictures = np.arange(len(data.images))[:limit]
     for other in OTHERS:

@@ -124,9 +124,7 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(width, eps=eps, dtype=dtype, rngs=rngs)
         self.pre, self.dropout = norm == "pre", dropout
 
-    def __call__(
-        self, x_BSD: jax.Array, valid_BS: jax.Array | None = None, key: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x_BSD: jax.Array, valid_BS: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
         key1, key2 = (None, None) if key is None else jax.random.split(key)
 
         def attend(y):

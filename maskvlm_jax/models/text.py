@@ -44,9 +44,7 @@ class TextEncoder(nnx.Module):
             "init_std": init_std,
             "dtype": dtype,
         }
-        self.blocks = Stack(
-            lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs
-        )
+        self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
         self.norm = LayerNorm(width, eps=1e-5, dtype=dtype, rngs=rngs) if norm == "pre" else None
         self.width, self.dropout, self.dtype = width, dropout, dtype
 

@@ -46,9 +46,7 @@ class ImageEncoder(nnx.Module):
         self.mask_token = nnx.Param(token_init()(rngs.params(), (1, 1, width), jnp.float32))
         self.position = nnx.Param(token_init()(rngs.params(), (1, 1 + patches, width), jnp.float32))
         block = {"heads": heads, "mlp_ratio": mlp_ratio, "norm": "pre", "eps": 1e-6, "dropout": dropout, **common}
-        self.blocks = Stack(
-            lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs
-        )
+        self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
         self.norm = LayerNorm(width, eps=1e-6, dtype=dtype, rngs=rngs)
         self.patch, self.patches, self.width, self.dropout, self.dtype = patch, patches, width, dropout, dtype
 

@@ -1,0 +1,100 @@
+"""Eight CPU devices, set before jax starts; toy runs that are small enough to be many."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A run that takes seconds: every part is there, each as small as it can be.
+TOY = {
+    "steps": 6,
+    "batch_size": 8,
+    "log_every": 1,
+    "eval_every": 3,
+    "checkpoint_every": 2,
+    "model.image.image_size": 32,
+    "model.image.patch": 8,
+    "model.text.max_length": 20,
+    "optim.warmup_steps": 2,
+    "evaluation.limit": 12,
+    "evaluation.batch_size": 8,
+    "evaluation.rerank_k": 4,
+    "evaluation.figures": 2,
+    **{f"model.{part}.width": 32 for part in ("image", "text", "fusion")},
+    **{f"model.{part}.heads": 2 for part in ("image", "text", "fusion")},
+    **{f"model.{part}.depth": 1 for part in ("image", "text")},
+    "model.embed": 16,
+    "objectives.masked_image.decoder.width": 32,
+    "objectives.masked_image.decoder.heads": 2,
+}
+
+
+def toy_flags(**values) -> list[str]:
+    """--config flags of the toy run; keyword names write dots as two underscores."""
+    merged = TOY | {name.replace("__", "."): value for name, value in values.items()}
+    return [f"--config.{name}={value}" for name, value in merged.items()]
+
+
+def toy_config(structure: str = "", **values):
+    """The toy run's config; `structure` is the text after the colon."""
+    from configs import pretrain
+
+    config = pretrain.get_config(structure)
+    with config.unlocked():
+        for name, value in (TOY | {name.replace("__", "."): value for name, value in values.items()}).items():
+            block = config
+            *path, last = name.split(".")
+            for key in path:
+                block = block[key]
+            block[last] = value
+    return config
+
+
+@pytest.fixture(scope="session")
+def cli_environment(tmp_path_factory):
+    """The environment of subprocesses: one device, and compiled programs shared between them."""
+    cache = tmp_path_factory.mktemp("compiled")
+    return os.environ | {
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+@pytest.fixture(scope="session")
+def cli(cli_environment):
+    """Runs `python -m maskvlm_jax.main` with flags; returns the finished process."""
+
+    def run(*flags: str, **options) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "maskvlm_jax.main", *map(str, flags)]
+        return subprocess.run(
+            command, cwd=ROOT, env=cli_environment, capture_output=True, text=True, timeout=600, **options
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(cli, tmp_path_factory):
+    """The workdir of a finished toy run and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    process = cli("--config=configs/pretrain.py", f"--workdir={workdir}", *toy_flags())
+    assert process.returncode == 0, process.stderr
+    return workdir, process.stdout
+
+
+@pytest.fixture
+def copy_of_run(finished_run, tmp_path):
+    """A workdir that a test may damage."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished_run[0], workdir)
+    return workdir

@@ -1,0 +1,120 @@
+"""The command line as a user types it."""
+
+import json
+
+import pytest
+
+from tests.conftest import toy_flags
+
+PRETRAIN = "--config=configs/pretrain.py"
+
+
+def test_the_main_job_leaves_a_workdir_one_can_look_at(finished_run):
+    workdir, told = finished_run
+    names = {path.name for path in workdir.iterdir()}
+    assert {"config.json", "checkpoints", "best", "metrics.jsonl", "events", "figures", "result.json"} <= names
+    assert {"tokenizer.json", "tokenizer_config.json"} <= {path.name for path in (workdir / "tokenizer").iterdir()}
+    figures = {path.name for path in (workdir / "figures").iterdir()}
+    assert figures == {"reconstruction_test.png", "masked_text_test.png", "masked_text_test.md"}
+    for word in ("pairs/s", "data wait", "left", "rerank_mean_recall", str(workdir)):
+        assert word in told
+
+
+def test_metrics_have_a_line_for_every_logged_step(finished_run):
+    lines = [json.loads(line) for line in (finished_run[0] / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["split"] == "train"]
+    assert [line["step"] for line in train] == [2, 3, 4, 5, 6]  # the first step compiles and is told by itself
+    expected = {f"{name}/loss" for name in ("masked_image", "masked_text", "contrastive", "matching")}
+    assert all(expected | {"loss", "grad_norm", "lr", "data_wait", "pairs_per_second"} <= set(line) for line in train)
+    assert [line["step"] for line in lines if line["split"] == "test"] == [3, 6]
+
+
+def test_result_names_metrics_and_protocol(finished_run):
+    result = json.loads((finished_run[0] / "result.json").read_text())
+    recalls = [f"{prefix}{way}_r{k}" for prefix in ("", "rerank_") for way in ("i2t", "t2i") for k in (1, 5, 10)]
+    assert set(recalls) | {"mean_recall", "rerank_mean_recall", "novel/mean_recall"} <= set(result["metrics"])
+    assert len(result["protocol"]["parameters_sha256"]) == len(result["protocol"]["data_sha256"]) == 64
+    assert {"checkpoint", "split", "images", "captions_per_image", "rerank_k", "rerank_score", "image_size"} <= set(
+        result["protocol"]
+    )
+
+
+def test_evaluating_alone_gives_the_run_s_own_metrics_digit_for_digit(cli, finished_run):
+    workdir, _ = finished_run
+    process = cli("--config=configs/evaluate.py", f"--config.checkpoint={workdir}")
+    assert process.returncode == 0, process.stderr
+    alone = json.loads((workdir / "evaluation" / "result.json").read_text())
+    own = json.loads((workdir / "result.json").read_text())
+    assert alone["metrics"] == own["metrics"]
+    assert alone["protocol"] == own["protocol"]
+
+
+def test_a_finished_run_is_not_trained_again(cli, finished_run):
+    workdir, _ = finished_run
+    before = json.loads((workdir / "result.json").read_text())
+    process = cli(PRETRAIN, f"--workdir={workdir}", *toy_flags())
+    assert process.returncode == 0, process.stderr
+    assert json.loads((workdir / "result.json").read_text()) == before
+    assert "first step" not in process.stdout
+
+
+BAD_FLAGS = [
+    (["--config.optm.lr=1"], "did you mean optim.lr?"),
+    (["--config.optim.encodr_lr=1"], "did you mean optim.encoder_lr?"),
+    (["--config.steps=1.5"], "--config.steps=1.5"),
+    (["--confg=x"], "Did you mean: config"),
+    (["steps=3"], "unknown argument 'steps=3'"),
+    (["--config.model.image.patch=7"], "patch 7 does not divide model.image.image_size 48"),
+    (["--config.masking.image_cell=4"], "masking.image_cell 4 does not divide the 6 x 6 grid"),
+    (["--config.model.text.heads=3"], "model.text.heads 3 does not divide its width 128"),
+    (["--config.model.text.width=64"], "model widths must be equal"),
+    (["--config.masking.text_ratio=1.2"], "masking.text_ratio is 1.2"),
+    (["--config.batch_size=200000"], "batch_size 200000 is larger than the data, 100000 examples"),
+    (["--config.mesh.fsdp=3"], "fsdp=3 x model=1 does not cover 1 device"),
+    (["--config.optim.accumulate=3"], "batch_size 64 is not divisible by 1 device share(s) x 3 accumulation"),
+    (["--config.evaluation.split=tset"], "there is no split 'tset'"),
+    (["--config.evaluation.weights=ema"], "set --config.optim.ema_decay=0.999"),
+    (["--workdir=/dev/null/run"], "workdir /dev/null/run cannot be written"),
+]
+
+
+@pytest.mark.parametrize("flags, told", BAD_FLAGS, ids=[flags[0] for flags, _ in BAD_FLAGS])
+def test_a_bad_flag_is_one_clear_line_and_status_2(cli, tmp_path, flags, told):
+    workdir = [] if flags[0].startswith("--workdir") else [f"--workdir={tmp_path / 'run'}"]
+    process = cli(PRETRAIN, *workdir, *flags)
+    assert process.returncode == 2
+    assert told in process.stderr
+    assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "config, told",
+    [
+        ("configs/pretrain.py:size=tin", "--config has no size=tin; choose among tiny,"),
+        ("configs/pretrain.py:sise=tiny", "--config has no structure 'sise'; choose among recipe, size, data"),
+        ("configs/pretran.py", "No such file or directory: 'configs/pretran.py'"),
+        ("configs/pretrain.py:data=flickr8k", "data root 'data/flickr8k' is not a folder; set --config.data.root="),
+        ("configs/evaluate.py", "set --config.checkpoint to the folder of a run"),
+    ],
+)
+def test_a_bad_config_is_one_clear_line_and_status_2(cli, config, told):
+    process = cli(f"--config={config}")
+    assert process.returncode == 2
+    assert told in process.stderr and process.stderr.count("\n") == 1
+
+
+def test_a_workdir_of_another_run_is_refused_with_the_keys_that_differ(cli, copy_of_run):
+    before = (copy_of_run / "config.json").read_text()
+    process = cli(PRETRAIN, f"--workdir={copy_of_run}", *toy_flags(optim__lr=0.5, log_every=2))
+    assert process.returncode == 2
+    assert "other values of optim.lr;" in process.stderr
+    assert (copy_of_run / "config.json").read_text() == before
+
+
+def test_evaluating_a_step_that_is_not_there_names_those_that_are(cli, finished_run):
+    process = cli(
+        "--config=configs/evaluate.py", f"--config.checkpoint={finished_run[0]}", "--config.checkpoint_step=5"
+    )
+    assert process.returncode == 2
+    assert "there are latest, best and 3, 4, 6" in process.stderr
