@@ -1,7 +1,8 @@
 """Scores a checkpoint: retrieval before and after re-ranking, cross-modal probes, figures.
 
     python -m maskvlm_jax.main --config=configs/evaluate.py --config.checkpoint=WORKDIR
-    python -m maskvlm_jax.main --config=configs/evaluate.py:data=flickr8k --config.checkpoint=WORKDIR --config.data.root=FOLDER
+    python -m maskvlm_jax.main --config=configs/evaluate.py:data=flickr8k --config.checkpoint=WORKDIR \\
+        --config.data.root=FOLDER
 
 Values that are not set are those of the run. With data=NAME after the colon they are that set's.
 """

@@ -69,7 +69,18 @@ def _schedule(config: ConfigDict, size: str, data: str) -> None:
         config.optim.warmup_steps = 50_800
         config.log_every, config.eval_every, config.checkpoint_every = 50, 10_000, 1_000
         return
-    # From scratch: one rate for all.
-    config.optim.lr = config.optim.encoder_lr = 1e-3
-    if size == "tiny" and data == "scenes":
-        config.steps = 1_000
+    # From scratch: one rate for all, a second moment that follows a short run.
+    config.optim.lr = config.optim.encoder_lr = 2e-3 if size == "tiny" else 1e-3
+    config.optim.b2 = 0.98
+    if size == "tiny":
+        config.steps = 700
+        config.checkpoint_every = 100
+    elif size == "mini":
+        config.batch_size = 128
+        config.steps = 1_200
+        config.optim.warmup_steps = 150
+        config.eval_every = config.checkpoint_every = 200
+        config.optim.weight_decay = 0.1
+    if data == "flickr8k":
+        # Whole scenes: captions tell of people, dogs and what is around them, which small crops lose.
+        config.data.augment.crop_scale = (0.4, 1.0)

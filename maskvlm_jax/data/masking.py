@@ -37,7 +37,7 @@ def sample_text_mask(
         word_ids: (L,) the word each token belongs to; -1 for special tokens and padding, which are never hidden.
         ratio: share of the real tokens that is hidden.
         whole_word: hide all tokens of a word or none. Words are taken in random order and one that would exceed the
-            count is passed over, as BERT; the count is then a maximum. Where no word fits, tokens of one word are hidden.
+            count is passed over, as BERT; the count is then a maximum. Where no word fits, some tokens of one word are.
     """
     masked = np.zeros(len(word_ids), bool)
     candidates = np.flatnonzero(word_ids >= 0)

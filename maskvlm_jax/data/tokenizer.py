@@ -1,5 +1,6 @@
 """Captions to token ids: a WordPiece vocabulary trained on one's own captions, or a local Hugging Face tokenizer."""
 
+import collections
 import os
 import shutil
 from collections.abc import Iterable
@@ -12,6 +13,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from maskvlm_jax.errors import UserError
 
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+CONTINUATION = "##"
+MAX_ALPHABET = 1_000
 
 
 class Tokenizer:
@@ -58,17 +61,38 @@ class Tokenizer:
 
 
 def train_wordpiece(captions: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """A lower-casing BERT WordPiece tokenizer of at most `vocab_size` entries."""
-    backend = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    special = [PAD, UNKNOWN, START, END, MASK]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    """A lower-casing BERT WordPiece tokenizer of at most `vocab_size` entries; the same for the same captions."""
+    captions, special = list(captions), [PAD, UNKNOWN, START, END, MASK]
+    backend = _bert_tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    # The trainer numbers characters as it meets them in a hash map, whose order changes from process to process, and
+    # breaks ties by number. Given as special tokens they are numbered in this order.
+    alphabet = _alphabet(backend.normalizer.normalize_str(caption) for caption in captions)
+    letters = [prefix + letter for prefix in ("", CONTINUATION) for letter in alphabet]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=[*special, *letters], show_progress=False, initial_alphabet=[]
+    )
     backend.train_from_iterator(captions, trainer)
+    # A new tokenizer from the vocabulary: in this one letters are ordinary.
+    backend = _bert_tokenizer(models.WordPiece(backend.get_vocab(), unk_token=UNKNOWN))
+    backend.add_special_tokens(special)
     ends = [(START, backend.token_to_id(START)), (END, backend.token_to_id(END))]
     backend.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)
     return backend
+
+
+def _bert_tokenizer(model: models.Model) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
+def _alphabet(texts: Iterable[str]) -> list[str]:
+    """The most frequent characters, in the order of their code points."""
+    counts = collections.Counter(letter for text in texts for letter in text if not letter.isspace())
+    frequent = sorted(counts, key=lambda letter: (-counts[letter], letter))[:MAX_ALPHABET]
+    return sorted(frequent)
 
 
 def load(folder: str | os.PathLike) -> Tokenizer:

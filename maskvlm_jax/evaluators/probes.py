@@ -80,7 +80,7 @@ def masked_text_scores(predictor: Predictor, source: Iterator[dict[str, np.ndarr
 
 
 def masked_image_scores(predictor: Predictor, source: Iterator[dict[str, np.ndarray]]) -> tuple[float, float]:
-    """Mean absolute error of normalised pixels, and the PSNR in decibel of 8-bit pixels: both over all masked pixels."""
+    """Mean absolute error of normalised pixels and PSNR in decibel of 8-bit ones, both over all masked pixels."""
     absolute, squared, count = 0.0, 0.0, 0
     for batch in source:
         pred_BMF, target_BMF, _ = predictor.masked_image(batch)

@@ -1,10 +1,10 @@
-"""Masked language modelling given the picture, p(T | I): MaskVLM (Kwon et al. 2023, arXiv 2208.02131), Eq. 1, first term.
+"""Masked language modelling given the picture, p(T | I): MaskVLM (Kwon et al. 2023, arXiv 2208.02131), Eq. 1.
 
     φ_txt(I, T_m) = FC( g_txt( f_im(I), f_txt(T_m) ) )
     ℓ = H( y_T^M, softmax φ_txt^M(I, T_m) )
 
-over the masked tokens M. The vocabulary's logits are computed at masked positions only. The mean is over all masked
-tokens of the batch (the paper does not say).
+the first term, over the masked tokens M. The vocabulary's logits are computed at masked positions only. The mean is
+over all masked tokens of the batch (the paper does not say).
 """
 
 import jax

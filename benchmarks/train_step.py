@@ -1,0 +1,296 @@
+"""Times one training step on this machine, beside what its matrix products could reach.
+
+    python benchmarks/train_step.py --size tiny --data scenes
+    python benchmarks/train_step.py --size small --batch-size 32 --set model.shared.remat=full --json
+
+The config is that of `configs/pretrain.py`, the step the one that trains; only the batch is made up. Products of plain
+square matrices are timed before, between and after the steps, so that a machine that slows down shows in both.
+"""
+
+import argparse
+import ast
+import difflib
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from configs import common, pretrain
+from maskvlm_jax import config as configs
+from maskvlm_jax import flops, host, optim, sharding, train_step
+from maskvlm_jax.context import masked_token_capacity
+from maskvlm_jax.data import masking
+from maskvlm_jax.data.batch import Batch
+from maskvlm_jax.errors import UserError
+from maskvlm_jax.pretrainer import Pretrainer
+
+# Sides of the square matrices, and products in a row: an accelerator needs larger ones, and more, to be busy.
+MATMUL_SIDES = {"cpu": (1024, 2048)}, (4096, 8192)
+MATMUL_CALLS = {"cpu": 1}, 20
+
+# A parameter belongs to the first tower whose name its path has; the heads have the rest.
+TOWERS = {
+    "image encoder": ("/image_encoder/",),
+    "text encoder": ("/text_encoder/",),
+    "fusion": ("/image_fusion/", "/text_fusion/"),
+    "decoder": ("/decoder/",),
+    "heads": ("/",),
+}
+
+
+class Matmul:
+    """Speed of square matrix products on the first device."""
+
+    def __init__(self, dtype: str):
+        backend = jax.default_backend()
+        sides, calls = (choice.get(backend, other) for choice, other in (MATMUL_SIDES, MATMUL_CALLS))
+        self._calls, self._multiply = calls, jax.jit(jnp.matmul)
+        self._inputs = {side: jnp.full((side, side), 1 / side, dtype, device=jax.devices()[0]) for side in sides}
+        self._gflops: dict[int, list[float]] = {side: [] for side in sides}
+        for x in self._inputs.values():
+            jax.block_until_ready(self._multiply(x, x))
+
+    def measure(self) -> None:
+        """Takes one sample of every size."""
+        for side, x in self._inputs.items():
+            start = time.perf_counter()
+            jax.block_until_ready([self._multiply(x, x) for _ in range(self._calls)])
+            seconds = time.perf_counter() - start
+            self._gflops[side].append(2 * side**3 * self._calls / seconds / 1e9)
+
+    def best(self) -> tuple[int, float]:
+        """The size whose median is the highest, and that median in GFLOP/s."""
+        medians = {side: statistics.median(values) for side, values in self._gflops.items()}
+        side = max(medians, key=medians.get)
+        return side, medians[side]
+
+
+def set_values(config: ConfigDict, settings: Iterable[str]) -> None:
+    """Applies "KEY=VALUE" settings.
+
+    Raises:
+        UserError: no such key, or a value of another type.
+    """
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: give KEY=VALUE")
+        there = configs.flatten(config.to_dict())
+        if key not in there:
+            near = difflib.get_close_matches(key, there, n=1)
+            raise UserError(f"there is no config key {key}" + (f"; did you mean {near[0]}?" if near else ""))
+        try:
+            config.update_from_flattened_dict({key: text if isinstance(there[key], str) else ast.literal_eval(text)})
+        except (TypeError, ValueError, SyntaxError) as error:
+            raise UserError(f"--set {setting}: {key} is a {type(there[key]).__name__}") from error
+
+
+def synthetic_batch(config: ConfigDict) -> Batch:
+    """Random pixels and tokens with masks of the right sizes."""
+    rng = np.random.default_rng(0)
+    batch, size = config.batch_size, config.model.image.image_size
+    length, vocab = config.model.text.max_length, config.model.text.vocab_size
+    options, grid = config.masking, size // config.model.image.patch
+    tokens = rng.integers(vocab, size=(batch, length), dtype=np.int32)
+    text_masked = np.zeros((batch, length), bool)
+    text_masked[:, 1 : 1 + masked_token_capacity(length, options.text_ratio)] = True
+    image_masked = [
+        masking.sample_image_mask(rng, grid, cell=options.image_cell, ratio=options.image_ratio) for _ in range(batch)
+    ]
+    return Batch(
+        image=rng.standard_normal((batch, size, size, 3), np.float32),
+        tokens=tokens,
+        tokens_masked=np.where(text_masked, 0, tokens),
+        token_valid=np.ones((batch, length), bool),
+        image_masked=np.stack(image_masked),
+        text_masked=text_masked,
+        pair_id=np.arange(2 * batch, dtype=np.int32).reshape(batch, 2),
+        example_valid=np.ones(batch, bool),
+    )
+
+
+def compile_step(config: ConfigDict) -> tuple[Any, train_step.TrainState, dict[str, jax.Array], dict[str, float]]:
+    """The compiled step, its first state and batch, and the seconds it took to trace and to compile."""
+    mesh = sharding.make_mesh(**config.mesh)
+    options = config.optim.to_dict()
+    accumulate, ema_decay = options.pop("accumulate"), options.pop("ema_decay")
+    sharding.check_batch(config.batch_size, accumulate, mesh)
+    tx, schedule = optim.make_optimizer(**options, steps=config.steps)
+    arguments = configs.model_arguments(config)
+    with jax.set_mesh(mesh):
+        graphdef, init, shardings = train_step.init_state(
+            lambda: Pretrainer(**arguments, rngs=nnx.Rngs(config.seed)), tx, ema=bool(ema_decay), mesh=mesh
+        )
+        step = train_step.make_train_step(
+            graphdef,
+            tx,
+            schedule,
+            seed=config.seed,
+            accumulate=accumulate,
+            ema_decay=ema_decay,
+            shardings=shardings,
+            mesh=mesh,
+        )
+        state, batch = init(), sharding.put(synthetic_batch(config), mesh)
+        clock = time.perf_counter()
+        lowered = step.lower(state, batch)
+        traced = time.perf_counter()
+        compiled = lowered.compile()
+        seconds = {"trace": traced - clock, "compile": time.perf_counter() - traced}
+    return compiled, state, batch, seconds
+
+
+def time_steps(step: Any, state: Any, batch: dict[str, jax.Array], *, steps: int, matmul: Matmul) -> list[float]:
+    """Seconds of each step, after one that warms up; samples `matmul` around each."""
+    state, _ = jax.block_until_ready(step(state, batch))
+    seconds = []
+    matmul.measure()
+    for _ in range(steps):
+        start = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state, batch))
+        seconds.append(time.perf_counter() - start)
+        matmul.measure()
+    return seconds
+
+
+def run(config: ConfigDict, steps: int) -> dict[str, Any]:
+    """All measurements by name; times in seconds, memory in MiB."""
+    configs.check(config)
+    batch_size = config.batch_size
+    forward = flops.flops_per_pair(config, batch_size // config.optim.accumulate)
+    training = flops.train_flops_per_pair(config, batch_size // config.optim.accumulate)
+    dtype = configs.model_arguments(config)["model"]["shared"]["dtype"]
+    matmul = Matmul(dtype)
+
+    memory = _peak_mib()
+    step, state, batch, compile_seconds = compile_step(config)
+    parameters = _parameters_by_tower(state.params)  # before the first step takes the state's buffers
+    seconds = time_steps(step, state, batch, steps=steps, matmul=matmul)
+    memory = _peak_mib() - memory
+
+    side, peak = matmul.best()
+    median = statistics.median(seconds)
+    achieved = training * batch_size / median
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cores": _cores(),
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "parameters": parameters,
+        "forward_gflop_per_pair": forward,
+        "training_gflop_per_pair": training,
+        "trace_seconds": compile_seconds["trace"],
+        "compile_seconds": compile_seconds["compile"],
+        "steps": steps,
+        "step_seconds": {"median": median, "min": min(seconds), "max": max(seconds)},
+        "pairs_per_second": batch_size / median,
+        "gflops": achieved,
+        "matmul_side": side,
+        "matmul_gflops": peak,
+        "matmul_ratio": achieved / (peak * jax.device_count()),
+        "host_peak_mib": memory,
+        "device_peak_mib": _device_peak_mib(),
+    }
+
+
+def _parameters_by_tower(params: Any) -> dict[str, int]:
+    counts = dict.fromkeys(TOWERS, 0)
+
+    def count(path: str, leaf: jax.Array) -> None:
+        tower = next(name for name, parts in TOWERS.items() if any(part in f"/{path}/" for part in parts))
+        counts[tower] += leaf.size
+
+    optim.map_by_path(count, params)
+    return counts
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _peak_mib() -> float:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _device_peak_mib() -> float | None:
+    """The most memory held on the first device; None where it does not tell."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats["peak_bytes_in_use"] / 2**20 if "peak_bytes_in_use" in stats else None
+
+
+def table(result: dict[str, Any]) -> str:
+    """The measurements as aligned lines."""
+    parameters, forward = result["parameters"], result["forward_gflop_per_pair"]
+    step, device_peak = result["step_seconds"], result["device_peak_mib"]
+    total = sum(forward.values())
+    rows = [
+        ("device", f"{result['devices']} x {result['device']}, {result['cores']} cores, {result['dtype']}"),
+        ("batch size", f"{result['batch_size']:,} pairs"),
+        ("parameters", f"{sum(parameters.values()):,}"),
+        *((f"  {name}", f"{count:,}") for name, count in parameters.items()),
+        ("forward", f"{total:.4g} GFLOP/pair"),
+        *((f"  {name}", f"{value:<9.4g} {value / total:6.1%}") for name, value in forward.items()),
+        ("training", f"{result['training_gflop_per_pair']:.4g} GFLOP/pair (3 x forward)"),
+        ("trace", f"{result['trace_seconds']:.1f} s"),
+        ("compile", f"{result['compile_seconds']:.1f} s"),
+        (
+            "step",
+            f"{1e3 * step['median']:.1f} ms median, {1e3 * step['min']:.1f} min, {1e3 * step['max']:.1f} max "
+            f"of {result['steps']}",
+        ),
+        ("speed", f"{result['pairs_per_second']:.1f} pairs/s"),
+        ("achieved", f"{result['gflops']:.1f} GFLOP/s"),
+        ("matmul", f"{result['matmul_gflops']:.1f} GFLOP/s at n = {result['matmul_side']}"),
+        ("achieved / matmul", f"{result['matmul_ratio']:.1%}"),
+        ("host memory", f"{result['host_peak_mib']:.0f} MiB over the start"),
+        ("device memory", "not told by this device" if device_peak is None else f"{device_peak:.0f} MiB"),
+    ]
+    return "\n".join(f"{name:20}{value}" for name, value in rows)
+
+
+def main() -> int:
+    """Reads the flags, measures and prints; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=common.SIZES, default=common.SIZES[0], help="of the model")
+    parser.add_argument("--data", choices=common.DATA, default=common.DATA[0], help="whose config values are taken")
+    parser.add_argument("--batch-size", type=int, help="pairs a step; the config's by default")
+    parser.add_argument("--steps", type=int, default=10, help="steps that are timed")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config value; repeatable")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+    if args.steps < 1:
+        parser.error("--steps must be 1 or more")
+    host.keep_freed_memory()
+    host.quiet_libraries()
+    config = pretrain.get_config(f"size={args.size},data={args.data}")
+    try:
+        set_values(config, args.set)
+        if args.batch_size is not None:
+            config.batch_size = args.batch_size
+        result = run(config, args.steps)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result) if args.json else table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

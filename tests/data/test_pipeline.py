@@ -1,0 +1,219 @@
+"""The stream is exact: batch t depends on (config, seed, t) and on nothing else."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskvlm_jax.data import batch as batches
+from maskvlm_jax.data import pipeline
+from maskvlm_jax.data.evaluation import load_evaluation
+from maskvlm_jax.data.scenes import Scenes
+from maskvlm_jax.data.sources import open_source
+from maskvlm_jax.data.tokenizer import END, MASK, PAD, START, Tokenizer, train_wordpiece
+from maskvlm_jax.errors import UserError
+from tests.conftest import toy_config
+
+OPTIONS = {"image_ratio": 0.6, "image_cell": 2, "text_ratio": 0.3, "text_corruption": "mask", "whole_word": False}
+PLAIN = {"crop_scale": (1.0, 1.0), "flip": False, "randaugment_ops": 0, "randaugment_magnitude": 0}
+STRONG = {"crop_scale": (0.2, 1.0), "flip": True, "randaugment_ops": 2, "randaugment_magnitude": 7}
+
+
+def make_tokenizer(source) -> Tokenizer:
+    backend = train_wordpiece((c for i in range(min(100, len(source))) for c in source.captions(i)), 200)
+    special = {"pad": PAD, "start": START, "end": END, "mask": MASK}
+    ids = {name: backend.token_to_id(token) for name, token in special.items()}
+    return Tokenizer(backend, ids, ids.values())
+
+
+@pytest.fixture(scope="module")
+def source():
+    return Scenes(split="train", image_size=32, length=40)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(source):
+    return make_tokenizer(source)
+
+
+def make_example(source, tokenizer, augment=PLAIN):
+    return pipeline.MakeExample(
+        source, tokenizer, image_size=32, patch=8, max_length=20, augment=augment, masking_options=OPTIONS
+    )
+
+
+def stream(source, tokenizer, *, augment=STRONG, start=0, stop=12, **options):
+    values = {"batch_size": 8, "seed": 3, "limit": 0, "workers": 0, "threads": 1} | options
+    return list(
+        pipeline.train_stream(source, make_example(source, tokenizer, augment), start=start, stop=stop, **values)
+    )
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+@pytest.fixture(scope="module")
+def straight(source, tokenizer):
+    return stream(source, tokenizer)
+
+
+def test_batches_have_the_contract_s_keys_shapes_and_types(straight):
+    batch = straight[0]
+    assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
+        "image": ((8, 32, 32, 3), "float32"),
+        "tokens": ((8, 20), "int32"),
+        "tokens_masked": ((8, 20), "int32"),
+        "token_valid": ((8, 20), "bool"),
+        "image_masked": ((8, 16), "bool"),
+        "text_masked": ((8, 20), "bool"),
+        "pair_id": ((8, 2), "int32"),
+        "example_valid": ((8,), "bool"),
+        "index": ((8,), "int64"),
+        "replaced": ((8,), "bool"),
+    }
+    assert set(batches.Batch.__annotations__) == set(batch) - set(batches.HOST_KEYS)
+
+
+def test_a_restart_at_any_step_gives_the_same_batches(source, tokenizer, straight):
+    assert_equal(stream(source, tokenizer, start=7), straight[7:])
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_threads_do_not_change_the_stream(source, tokenizer, straight, threads):
+    assert_equal(stream(source, tokenizer, threads=threads), straight)
+
+
+def test_worker_processes_do_not_change_the_stream(source, tokenizer, straight):
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    assert_equal(stream(source, tokenizer, workers=2, stop=4), straight[:4])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_together_hold_the_rows_of_one(source, tokenizer, straight, processes):
+    parts = [stream(source, tokenizer, process=p, processes=processes) for p in range(processes)]
+    joined = [{key: np.concatenate([b[key] for b in step]) for key in step[0]} for step in zip(*parts, strict=True)]
+    assert_equal(joined, straight)
+
+
+def test_an_epoch_sees_every_picture_once_and_the_next_in_another_order_with_other_masks(straight):
+    first = np.concatenate([batch["index"] for batch in straight[:5]])
+    second = np.concatenate([batch["index"] for batch in straight[5:10]])
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert list(first) != list(second)
+    masks = [np.concatenate([b["image_masked"] for b in straight[i : i + 5]]) for i in (0, 5)]
+    assert not np.array_equal(masks[0][np.argsort(first)], masks[1][np.argsort(second)])
+
+
+def test_different_seeds_give_different_streams(source, tokenizer, straight):
+    other = stream(source, tokenizer, seed=4, stop=1)[0]
+    assert not np.array_equal(other["index"], straight[0]["index"])
+
+
+def test_limit_trains_on_the_first_pictures(source, tokenizer):
+    seen = np.concatenate([b["index"] for b in stream(source, tokenizer, limit=8, stop=3)])
+    assert set(seen) == set(range(8))
+
+
+def test_a_batch_larger_than_the_data_is_refused(source, tokenizer):
+    with pytest.raises(UserError, match="batch_size 64 is larger than the data, 40 examples"):
+        stream(source, tokenizer, batch_size=64)
+
+
+def test_each_of_several_captions_is_drawn(source, tokenizer):
+    make = make_example(source, tokenizer)
+    drawn = {tuple(make.random_map(0, np.random.default_rng(i))["tokens"]) for i in range(60)}
+    assert drawn == {tuple(tokenizer.encode(caption, 20)[0]) for caption in source.captions(0)}
+
+
+class Broken:
+    """A source whose picture 1 cannot be decoded."""
+
+    def __init__(self, broken=(1,)):
+        png = io.BytesIO()
+        Image.fromarray(np.full((40, 40, 3), 99, np.uint8)).save(png, "PNG")
+        self._png, self._broken, self.report, self.fingerprint = png.getvalue(), broken, {}, "x"
+
+    def __len__(self):
+        return 4
+
+    def id(self, index):
+        return f"picture{index}"
+
+    def captions(self, index):
+        return [f"a caption of number {index}"]
+
+    def __getitem__(self, index):
+        image = self._png[:30] if index in self._broken else self._png
+        return {"id": self.id(index), "image": image, "captions": self.captions(index)}
+
+
+def test_a_broken_picture_is_replaced_by_the_next_and_marked():
+    broken = Broken()
+    example = make_example(broken, make_tokenizer(broken)).random_map(1, np.random.default_rng(0))
+    assert example["replaced"] and example["index"] == 1
+    np.testing.assert_array_equal(example["pair_id"], batches.pair_id("picture2", "a caption of number 2"))
+
+
+def test_only_broken_pictures_are_an_error_that_names_one():
+    broken = Broken(broken=range(4))
+    with pytest.raises(UserError, match="no picture can be decoded among 4 in a row, the last is picture0"):
+        make_example(broken, make_tokenizer(broken)).random_map(1, np.random.default_rng(0))
+
+
+def test_evaluation_leaves_broken_pictures_out_and_says_which():
+    broken = Broken()
+    data = load_evaluation(
+        broken,
+        make_tokenizer(broken),
+        image_size=32,
+        patch=8,
+        max_length=20,
+        masking_options=OPTIONS,
+        seed=0,
+        limit=0,
+        captions_per_image=0,
+    )
+    assert data.broken == ["picture1"]
+    assert data.ids == ["picture0", "picture2", "picture3"]
+    assert data.image_of_caption.tolist() == [0, 1, 2]
+
+
+def test_text_is_cut_to_the_shortest_bucket_that_holds_the_batch(straight):
+    batch = straight[0]
+    longest = int(batch["token_valid"].sum(axis=1).max())
+    cut = batches.trim(batch, (4, longest, 20))
+    for key in ("tokens", "tokens_masked", "token_valid", "text_masked"):
+        assert cut[key].shape == (8, longest)
+        np.testing.assert_array_equal(cut[key], batch[key][:, :longest])
+    np.testing.assert_array_equal(cut["image"], batch["image"])
+    assert batches.trim(batch, ())["tokens"].shape == (8, 20)
+
+
+def test_pair_ids_are_equal_for_equal_captions_or_equal_pictures():
+    ids = [batches.pair_id(*pair) for pair in (("a", "One dog ."), ("b", "one  DOG ."), ("a", "two"), ("c", "three"))]
+    equal = [[bool(np.any(x == y)) for x in ids] for y in ids]
+    assert equal[0] == [True, True, True, False]
+    assert equal[3] == [False, False, False, True]
+
+
+def test_an_unknown_source_is_an_error():
+    config = toy_config(data__source="sceens")
+    with pytest.raises(UserError, match="no data source 'sceens'; choose scenes or files"):
+        open_source(config.data.to_dict(), "train", 32)
+
+
+def test_the_caption_does_not_change_the_image_mask(source, tokenizer):
+    make = make_example(source, tokenizer)
+    masks = [make.random_map(i, np.random.default_rng(7))["image_masked"] for i in range(3)]
+    for one, other in itertools.pairwise(masks):
+        np.testing.assert_array_equal(one, other)

@@ -1,0 +1,82 @@
+"""Losses in plain NumPy loops and float64, written from the equations: what the package's losses are held against."""
+
+import numpy as np
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of one row of logits."""
+    weights = np.exp(np.asarray(logits, np.float64) - np.max(logits))
+    return weights / weights.sum()
+
+
+def cross_entropy(logits: np.ndarray, label: int) -> float:
+    """-log softmax(logits)[label] of one row."""
+    logits = np.asarray(logits, np.float64)
+    top = logits.max()
+    return float(top + np.log(np.exp(logits - top).sum()) - logits[label])
+
+
+def patchify(image: np.ndarray, patch: int) -> np.ndarray:
+    """(B, Y, X, 3) -> (B, N, patch * patch * 3): patches row by row, values as (row, column, channel)."""
+    batch, height, width, channels = image.shape
+    rows, columns = height // patch, width // patch
+    result = np.zeros((batch, rows * columns, patch * patch * channels), image.dtype)
+    for b in range(batch):
+        for r in range(rows):
+            for c in range(columns):
+                square = image[b, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch]
+                result[b, r * columns + c] = square.reshape(-1)
+    return result
+
+
+def masked_pixel_l1(pred: np.ndarray, target: np.ndarray, valid: np.ndarray) -> float:
+    """Mean absolute error over the pixels and channels of all masked patches of the batch; 0 where there is none."""
+    errors = []
+    for b, m in np.ndindex(*valid.shape):
+        if valid[b, m]:
+            errors += [abs(float(p) - float(t)) for p, t in zip(pred[b, m], target[b, m], strict=True)]
+    return sum(errors) / len(errors) if errors else 0.0
+
+
+def masked_token_cross_entropy(logits: np.ndarray, target: np.ndarray, valid: np.ndarray) -> float:
+    """Mean over all masked tokens of the batch; 0 where there is none."""
+    losses = [cross_entropy(logits[b, m], target[b, m]) for b, m in np.ndindex(*valid.shape) if valid[b, m]]
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+def same_pair(pair_id: np.ndarray) -> np.ndarray:
+    """(B, B) bool: equal pictures (first id) or equal captions (second id)."""
+    size = len(pair_id)
+    result = np.zeros((size, size), bool)
+    for k in range(size):
+        for n in range(size):
+            result[k, n] = pair_id[k, 0] == pair_id[n, 0] or pair_id[k, 1] == pair_id[n, 1]
+    return result
+
+
+def contrastive(similarity: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Per example the sum of both directions; off the diagonal, entries of the same pair take no part."""
+    losses = np.zeros(len(similarity))
+    for k in range(len(similarity)):
+        others = [n for n in range(len(similarity)) if n != k and not same[k, n]]
+        image_to_text = [similarity[k, k], *(similarity[k, n] for n in others)]
+        text_to_image = [similarity[k, k], *(similarity[n, k] for n in others)]
+        losses[k] = cross_entropy(image_to_text, 0) + cross_entropy(text_to_image, 0)
+    return losses
+
+
+def negative_probabilities(similarity: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """(B, B): softmax of each row over the columns that are not the same pair; a row without any is zero."""
+    result = np.zeros(similarity.shape)
+    for k in range(len(similarity)):
+        allowed = [n for n in range(len(similarity)) if not same[k, n]]
+        if allowed:
+            result[k, allowed] = softmax(similarity[k, allowed])
+    return result
+
+
+def matching(logits: np.ndarray, valid: np.ndarray) -> float:
+    """Mean cross entropy over the valid ones of 3 pairs an example, labelled matched, unmatched, unmatched."""
+    labels = (1, 0, 0)
+    losses = [cross_entropy(logits[b, g], labels[g]) for b, g in np.ndindex(*valid.shape) if valid[b, g]]
+    return sum(losses) / len(losses)

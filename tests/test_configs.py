@@ -1,0 +1,89 @@
+"""Every named config builds, and the base size is the paper's model."""
+
+import itertools
+
+import jax
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from configs import common, evaluate, pretrain
+from maskvlm_jax import config as configs
+from maskvlm_jax import optim, sharding, train_step
+from maskvlm_jax.pretrainer import Pretrainer
+
+
+def shapes(config):
+    """Abstract parameters of a config."""
+    mesh = sharding.make_mesh(data=1, fsdp=1, model=1, devices=jax.devices()[:1])
+    arguments = configs.model_arguments(config)
+    return train_step.abstract_params(lambda: Pretrainer(**arguments, rngs=nnx.Rngs(0)), mesh)[1]
+
+
+def count(tree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("size, data", itertools.product(common.SIZES, common.DATA))
+def test_every_size_on_every_set_builds_and_is_consistent(size, data):
+    config = pretrain.get_config(f"size={size},data={data}")
+    configs.check(config)
+    optim.make_schedule(
+        lr=config.optim.lr,
+        warmup_steps=config.optim.warmup_steps,
+        steps=config.steps,
+        final_ratio=config.optim.final_ratio,
+    )
+    assert shapes(config)
+
+
+@pytest.mark.parametrize("data", ("run", *common.DATA))
+def test_every_evaluation_config_builds(data):
+    config = evaluate.get_config("" if data == "run" else f"data={data}")
+    assert config.task == "evaluate"
+    merged = configs.merge_evaluation(pretrain.get_config(), config)
+    configs.check(merged)
+    assert merged.data.source == ("scenes" if data in ("run", "scenes") else "files")
+
+
+def test_base_is_the_paper_s_model():
+    """Counts by hand: V x D words, L x D positions; 12 D^2 + 13 D a block, 16 D^2 + 19 D a cross block, D = 768."""
+    params = shapes(pretrain.get_config("size=base,data=coco"))
+    vlm, heads = params["vlm"], params["objectives"]
+    d, block, cross = 768, 12 * 768**2 + 13 * 768, 16 * 768**2 + 19 * 768
+    assert count(vlm["image_encoder"]) == (16 * 16 * 3 + 1) * d + 2 * d + 197 * d + 12 * block + 2 * d == 85_799_424
+    assert count(vlm["text_encoder"]) == 50_265 * d + 30 * d + 2 * d + 12 * block == 123_682_560
+    assert count(vlm["image_fusion"]) == count(vlm["text_fusion"]) == 3 * cross == 28_355_328
+    assert count(heads["masked_image"]["decoder"]) == 3 * cross
+    assert count(heads["masked_image"]["to_pixels"]) == (d + 1) * 768
+    assert count(heads["masked_text"]["to_words"]) == (d + 1) * 50_265
+    assert count(vlm["image_projection"]) == count(vlm["text_projection"]) == (d + 1) * 256
+    assert count(heads["matching"]) == (d + 1) * 2
+    assert count(params) == 334_187_612
+
+
+def test_differing_keys_names_what_matters_and_nothing_else():
+    old, new = pretrain.get_config(), pretrain.get_config()
+    new.log_every, new.data.workers, new.evaluation.limit, new.mesh.fsdp = 3, 5, 7, 2
+    assert configs.differing_keys(configs.to_json(old), configs.to_json(new)) == []
+    new.optim.lr, new.data.augment.flip, new.seed = 0.5, True, 9
+    assert configs.differing_keys(configs.to_json(old), configs.to_json(new)) == [
+        "data.augment.flip",
+        "optim.lr",
+        "seed",
+    ]
+
+
+def test_parse_arg_takes_the_first_value_where_none_is_given():
+    assert common.parse_arg("b=2", a=("1", "2"), b=("1", "2")) == {"a": "1", "b": "2"}
+    with pytest.raises(ValueError, match="no structure 'c'; choose among a, b"):
+        common.parse_arg("c=2", a=("1",), b=("1",))
+
+
+def test_configs_hold_plain_values_only():
+    def plain(value):
+        if isinstance(value, ConfigDict):
+            return all(plain(v) for v in value.values())
+        return isinstance(value, (int, float, str, bool, tuple))
+
+    assert all(plain(pretrain.get_config(f"size={size}")) for size in common.SIZES)

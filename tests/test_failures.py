@@ -1,0 +1,104 @@
+"""Broken input while a run is under way."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import toy_flags
+
+FLICKR = "--config=configs/pretrain.py:data=flickr8k"
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (120, 120, 120)}
+
+
+def write_set(root, pictures: int = 24) -> None:
+    """A small set in Flickr8k's layout."""
+    (root / "Images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows, names = [["image", "caption"]], []
+    for i in range(pictures):
+        name, colour = f"{i:03d}.jpg", list(COLOURS)[i % 4]
+        pixels = np.clip(rng.normal(COLOURS[colour], 20, (40, 50, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(root / "Images" / name, quality=90)
+        rows += [[name, f"a {colour} wall , number {i}"], [name, f"{colour} paint"]]
+        names.append(name)
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    (root / "captions.txt").write_text(text.getvalue())
+    (root / "Flickr_8k.trainImages.txt").write_text("\n".join(names[:16]))
+    (root / "Flickr_8k.devImages.txt").write_text("\n".join(names[16:]))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    root = tmp_path / "photos"
+    write_set(root)
+    return root
+
+
+def run(cli, tmp_path, root, **values):
+    flags = toy_flags(masking__image_cell=1, model__text__vocab_size=300, **values)
+    return cli(FLICKR, f"--workdir={tmp_path / 'run'}", f"--config.data.root={root}", *flags)
+
+
+def test_broken_pictures_are_replaced_counted_and_left_out_of_the_evaluation(cli, tmp_path, photos):
+    (photos / "Images" / "003.jpg").write_bytes(b"not a picture")
+    (photos / "Images" / "020.jpg").write_bytes((photos / "Images" / "020.jpg").read_bytes()[:200])
+    process = run(cli, tmp_path, photos)
+    assert process.returncode == 0, process.stderr
+    assert "broken picture(s) were replaced during training, the last 003.jpg" in process.stdout
+    assert "warning: 1 picture(s) of val cannot be decoded and are left out: 020.jpg" in process.stdout
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["protocol"]["broken_images"] == 1
+    assert result["protocol"]["images"] == 7 and result["protocol"]["captions"] == 14
+
+
+def test_a_picture_in_the_list_that_is_not_on_disk_is_left_out_and_counted(cli, tmp_path, photos):
+    (photos / "Images" / "002.jpg").unlink()
+    process = run(cli, tmp_path, photos, data__max_missing=0.2)
+    assert process.returncode == 0, process.stderr
+    assert "warning: left out of the data: 1 missing pictures" in process.stdout
+
+
+def test_many_missing_pictures_are_an_error(cli, tmp_path, photos):
+    for i in range(8):
+        (photos / "Images" / f"{i:03d}.jpg").unlink()
+    process = run(cli, tmp_path, photos)
+    assert process.returncode == 2
+    assert "8 of 16 pictures" in process.stderr and process.stderr.count("\n") == 1
+
+
+def test_a_bad_row_is_named_with_its_number(cli, tmp_path, photos):
+    with (photos / "captions.txt").open("a") as file:
+        file.write("only-one-column\n")
+    process = run(cli, tmp_path, photos)
+    assert process.returncode == 2
+    assert "captions.txt row 50" in process.stderr and process.stderr.count("\n") == 1
+
+
+def test_an_empty_caption_is_left_out_and_counted(cli, tmp_path, photos):
+    with (photos / "captions.txt").open("a") as file:
+        file.write("001.jpg,\n")
+    process = run(cli, tmp_path, photos)
+    assert process.returncode == 0, process.stderr
+    assert "1 empty captions" in process.stdout
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_loss_and_pictures(cli, tmp_path):
+    flags = toy_flags(optim__lr=1e30, optim__encoder_lr=1e30)
+    process = cli("--config=configs/pretrain.py", f"--workdir={tmp_path / 'run'}", *flags)
+    assert process.returncode == 2
+    assert "not finite; the last checkpoint is untouched" in process.stderr and process.stderr.count("\n") == 1
+    assert "step 3:" in process.stderr and "masked_text/loss" in process.stderr and "train-" in process.stderr
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_named(cli, tmp_path, finished_run):
+    tokenizer = finished_run[0] / "tokenizer"
+    flags = toy_flags(data__tokenizer=tokenizer, model__text__vocab_size=20)
+    process = cli("--config=configs/pretrain.py", f"--workdir={tmp_path / 'run'}", *flags)
+    assert process.returncode == 2
+    assert "the model 20; set --config.model.text.vocab_size=" in process.stderr

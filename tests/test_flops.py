@@ -1,0 +1,141 @@
+"""The analytic count of FLOPs against the products in the program that jax traces; nothing is compiled or run."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.extend import core
+
+from configs import pretrain
+from maskvlm_jax import config as configs
+from maskvlm_jax import flops
+from maskvlm_jax.errors import UserError
+from maskvlm_jax.pretrainer import Pretrainer
+from tests.conftest import toy_config
+
+BATCH_SIZE = 6
+
+
+def alone(label: str) -> dict[str, float]:
+    """Weight 0 for every objective but one."""
+    labels = {"contrastive", "masked_image", "masked_text", "matching"}
+    return {f"objectives__{other}__weight": 0.0 for other in labels - {label}}
+
+
+CONFIGS = {
+    "toy": {},
+    "other_shapes": {
+        "model__fusion__depth": 4,
+        "objectives__masked_image__decoder__depth": 3,
+        "model__text__depth": 2,
+        "model__image__mlp_ratio": 2,
+        "model__fusion__mlp_ratio": 3,
+        "model__text__mlp_ratio": 5,
+        "model__text__norm": "pre",
+        "model__shared__unroll": True,
+        "objectives__masked_text__tie": True,
+    },
+    "one_cross_block": {"model__fusion__depth": 1},
+    "both_masked": {"objectives__masked_image__other": "masked", "objectives__masked_text__other": "masked"},
+    "contrastive_alone": alone("contrastive"),
+    "masked_image_alone": alone("masked_image"),
+    "masked_text_alone": alone("masked_text"),
+    "matching_alone": alone("matching"),
+}
+
+
+def product_flops(jaxpr: core.Jaxpr) -> int:
+    """FLOPs of every dot_general of a traced program; the body of a loop counts once an iteration."""
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+
+
+def _equation_flops(equation: core.JaxprEqn) -> int:
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+    inner = sum(product_flops(jaxpr) for jaxpr in _inner_jaxprs(equation))
+    assert equation.primitive.name not in ("while", "cond") or not inner, "how often it runs is not known"
+    return inner * equation.params.get("length", 1) if equation.primitive.name == "scan" else inner
+
+
+def _inner_jaxprs(equation: core.JaxprEqn) -> list[core.Jaxpr]:
+    values = [leaf for value in equation.params.values() for leaf in (value if isinstance(value, tuple) else [value])]
+    # In newer versions of jax a ClosedJaxpr is a Jaxpr, too.
+    return [getattr(value, "jaxpr", value) for value in values if isinstance(value, (core.ClosedJaxpr, core.Jaxpr))]
+
+
+def batch_shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
+    size, length = config.model.image.image_size, config.model.text.max_length
+    patches = (size // config.model.image.patch) ** 2
+    shapes = {
+        "image": ((size, size, 3), jnp.float32),
+        "tokens": ((length,), jnp.int32),
+        "tokens_masked": ((length,), jnp.int32),
+        "token_valid": ((length,), bool),
+        "image_masked": ((patches,), bool),
+        "text_masked": ((length,), bool),
+        "pair_id": ((2,), jnp.int32),
+    }
+    return {name: jax.ShapeDtypeStruct((BATCH_SIZE, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+
+
+def traced_gflops(config, *, training: bool = False) -> float:
+    """GFLOP a pair of the traced loss, or of its value and gradient."""
+    arguments = configs.model_arguments(config)
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: Pretrainer(**arguments, rngs=nnx.Rngs(0))))
+
+    def loss(params, batch, key):
+        return nnx.merge(graphdef, params)(batch, key)[0]
+
+    function = jax.value_and_grad(loss) if training else loss
+    traced = jax.make_jaxpr(function)(params, batch_shapes(config), jax.eval_shape(jax.random.key, 0))
+    return product_flops(traced.jaxpr) / BATCH_SIZE / 1e9
+
+
+def patch_embedding_gflops(config) -> float:
+    """Of one view."""
+    image = config.model.image
+    return flops.dense((image.image_size // image.patch) ** 2, 3 * image.patch**2, image.width) / 1e9
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_forward_flops_are_those_of_the_traced_program(name):
+    config = toy_config(**CONFIGS[name])
+    assert sum(flops.flops_per_pair(config, BATCH_SIZE).values()) == pytest.approx(traced_gflops(config), rel=1e-9)
+
+
+def test_forward_flops_of_the_paper_s_size():
+    config = pretrain.get_config("size=base,data=coco")
+    assert sum(flops.flops_per_pair(config, BATCH_SIZE).values()) == pytest.approx(traced_gflops(config), rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "views"), [("other_shapes", 2), ("contrastive_alone", 1)])
+def test_training_flops_leave_out_the_gradient_of_pixels_alone(name, views):
+    config = toy_config(**CONFIGS[name])
+    expected = traced_gflops(config, training=True) + views * patch_embedding_gflops(config)
+    assert flops.train_flops_per_pair(config, BATCH_SIZE) == pytest.approx(expected, rel=1e-9)
+
+
+def test_training_flops_of_a_named_size_are_three_times_the_forward_pass():
+    config = pretrain.get_config("size=tiny,data=scenes")
+    traced = traced_gflops(config, training=True)
+    assert flops.train_flops_per_pair(config, BATCH_SIZE) == pytest.approx(traced, rel=0.02)
+
+
+def test_a_part_for_every_objective_that_has_a_weight():
+    parts = flops.flops_per_pair(toy_config(objectives__matching__weight=0.0), BATCH_SIZE)
+    assert list(parts) == ["image_encoder", "text_encoder", "memory", "contrastive", "masked_image", "masked_text"]
+    assert all(value > 0 for value in parts.values())
+
+
+def test_the_batch_counts_in_the_similarity_alone():
+    small, large = (flops.flops_per_pair(toy_config(), size) for size in (8, 16))
+    assert {name for name in small if small[name] != large[name]} == {"contrastive"}
+
+
+def test_an_unknown_objective_is_told():
+    with pytest.raises(UserError, match="captioning"):
+        flops.flops_per_pair(toy_config(objectives__matching__name="captioning"), BATCH_SIZE)

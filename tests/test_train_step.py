@@ -1,0 +1,193 @@
+"""The step: same numbers on every mesh, one compilation, accumulation, moving average, precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from maskvlm_jax import config as configs
+from maskvlm_jax import optim, sharding, train_step
+from maskvlm_jax.data import batch as batches
+from maskvlm_jax.data import pipeline
+from maskvlm_jax.data.scenes import Scenes
+from maskvlm_jax.pretrainer import Pretrainer
+from tests.conftest import toy_config
+from tests.data.test_pipeline import make_tokenizer
+
+
+def one_device():
+    return sharding.make_mesh(data=1, fsdp=1, model=1, devices=jax.devices()[:1])
+
+
+def host_batches(config, count: int) -> list[dict[str, np.ndarray]]:
+    source = Scenes(split="train", image_size=32, length=64)
+    make_example = pipeline.MakeExample(
+        source,
+        make_tokenizer(source),
+        image_size=32,
+        patch=8,
+        max_length=20,
+        augment=config.data.augment.to_dict(),
+        masking_options=config.masking.to_dict(),
+    )
+    stream = pipeline.train_stream(
+        source, make_example, batch_size=8, seed=0, start=0, stop=count, limit=0, workers=0, threads=0
+    )
+    return [{k: v for k, v in batch.items() if k not in batches.HOST_KEYS} for batch in stream]
+
+
+def build(config, mesh):
+    """graphdef, initial state and step of a config on a mesh."""
+    options = config.optim.to_dict()
+    accumulate, ema_decay = options.pop("accumulate"), options.pop("ema_decay")
+    tx, schedule = optim.make_optimizer(**options, steps=config.steps)
+    arguments = configs.model_arguments(config)
+    graphdef, init, shardings = train_step.init_state(
+        lambda: Pretrainer(**arguments, rngs=nnx.Rngs(0)), tx, ema=bool(ema_decay), mesh=mesh
+    )
+    step = train_step.make_train_step(
+        graphdef,
+        tx,
+        schedule,
+        seed=0,
+        accumulate=accumulate,
+        ema_decay=ema_decay,
+        shardings=shardings,
+        mesh=mesh,
+    )
+    return graphdef, init(), step
+
+
+def train(config, mesh, count: int = 4):
+    """Final state on the host and the metrics of every step."""
+    with jax.set_mesh(mesh):
+        _, state, step = build(config, mesh)
+        told = []
+        for batch in host_batches(config, count):
+            state, metrics = step(state, sharding.put(batch, mesh))
+            told.append({name: float(value) for name, value in metrics.items()})
+        assert step._cache_size() == 1, "the step compiled more than once"
+        return jax.device_get(state), told
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return train(toy_config(), one_device())
+
+
+def test_every_loss_falls_on_a_batch_that_is_seen_again(on_one_device):
+    config, mesh = toy_config(steps=40, optim__lr=3e-3, optim__encoder_lr=3e-3), one_device()
+    with jax.set_mesh(mesh):
+        _, state, step = build(config, mesh)
+        batch = sharding.put(host_batches(config, 1)[0], mesh)
+        told = []
+        for _ in range(40):
+            state, metrics = step(state, batch)
+            told.append(metrics)
+    for name in ("masked_image/loss", "masked_text/loss", "contrastive/loss"):
+        assert float(told[-1][name]) < 0.8 * float(told[0][name]), name
+
+
+@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)], ids=str)
+def test_eight_devices_give_the_losses_and_parameters_of_one(on_one_device, axes):
+    state, told = train(toy_config(), sharding.make_mesh(**dict(zip(sharding.AXES, axes, strict=True))))
+    expected_state, expected = on_one_device
+    for ours, theirs in zip(told, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-4, atol=2e-5)
+    # Adam's first steps are signs of gradients: a rounding error where one is zero moves a weight by the whole rate.
+    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected_state.params), strict=True):
+        assert np.mean(np.abs(ours - theirs) > 1e-4) < 0.02
+
+
+def test_parameters_are_split_over_fsdp_and_model():
+    mesh = sharding.make_mesh(data=2, fsdp=2, model=2)
+    with jax.set_mesh(mesh):
+        _, state, _ = build(toy_config(), mesh)
+    kernel = state.params["vlm"]["image_encoder"]["blocks"]["block"]["feed_forward"]["up"]["kernel"]
+    assert kernel.shape == (1, 32, 128)
+    assert kernel.addressable_shards[0].data.shape == (1, 16, 64)
+    moments = state.opt_state[1].mu["vlm"]["image_encoder"]["blocks"]["block"]["feed_forward"]["up"]["kernel"]
+    assert moments.sharding == kernel.sharding
+
+
+def test_a_parameter_that_no_rule_covers_is_an_error():
+    with pytest.raises(ValueError, match="no sharding rule covers the parameter vlm/strange"):
+        sharding.parameter_shardings({"vlm": {"strange": jnp.zeros(3)}}, one_device())
+
+
+def only(*labels: str, **values):
+    """The toy config with the objectives `labels` alone."""
+    config = toy_config(**values)
+    for label in config.objectives:
+        config.objectives[label].weight = float(label in labels)
+    return config
+
+
+def test_accumulation_gives_the_update_of_the_whole_batch():
+    """Exact for a loss that is a mean over examples of equal counts; in-batch losses see a microbatch."""
+    whole, _ = train(only("masked_image"), one_device(), count=2)
+    cut, _ = train(only("masked_image", optim__accumulate=4), one_device(), count=2)
+    for ours, theirs in zip(jax.tree.leaves(cut.params), jax.tree.leaves(whole.params), strict=True):
+        assert np.mean(np.abs(ours - theirs) > 1e-4) < 0.01
+
+
+@pytest.mark.parametrize("label", ["masked_image", "masked_text", "contrastive", "matching"])
+def test_each_objective_can_be_trained_alone(label):
+    _, told = train(only(label), one_device(), count=1)
+    assert np.isfinite(told[0]["loss"])
+    assert {name.split("/")[0] for name in told[0] if "/" in name} == {label}
+
+
+def test_both_modalities_can_be_masked_at_once():
+    config = toy_config(objectives__masked_image__other="masked", objectives__masked_text__other="masked")
+    _, told = train(config, one_device(), count=1)
+    assert np.isfinite(told[0]["loss"])
+
+
+def test_the_moving_average_follows_the_parameters():
+    config, mesh = only("contrastive", optim__ema_decay=0.9), one_device()
+    with jax.set_mesh(mesh):
+        _, state, step = build(config, mesh)
+        before = jax.device_get(state.params)
+        batch = host_batches(config, 1)[0]
+        for _ in range(2):  # the first step's rate is zero
+            old = jax.device_get(state.ema)
+            state, _ = step(state, sharding.put(batch, mesh))
+        after = jax.device_get(state)
+    for ema, previous, params in zip(*map(jax.tree.leaves, (after.ema, old, after.params)), strict=True):
+        np.testing.assert_allclose(ema, 0.9 * previous + 0.1 * params, rtol=1e-5, atol=1e-7)
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after.params), strict=True))
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_a_loss_close_to_float32(on_one_device):
+    config = toy_config()
+    config.model.shared.dtype = "bfloat16"
+    state, told = train(config, one_device(), count=1)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
+    assert told[0]["loss"] == pytest.approx(on_one_device[1][0]["loss"], rel=0.03)
+
+
+def test_dropout_is_drawn_anew_each_step_and_again_the_same_by_a_restart():
+    config = only("contrastive", model__text__dropout=0.3)
+    config.optim.lr = config.optim.encoder_lr = 1e-12
+    mesh = one_device()
+    with jax.set_mesh(mesh):
+        _, state, step = build(config, mesh)
+        batch = sharding.put(host_batches(config, 1)[0], mesh)
+        losses = []
+        for _ in range(2):
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+        _, state, step = build(config, mesh)
+        _, metrics = step(state, batch)
+    assert losses[0] != losses[1]
+    assert float(metrics["loss"]) == losses[0]
+
+
+def test_the_hash_tells_parameters_apart():
+    params = {"a": {"kernel": np.ones((2, 2), np.float32)}}
+    other = {"a": {"kernel": np.ones((2, 2), np.float32) * np.float32(1 + 1e-7)}}
+    assert train_step.parameters_sha256(params) == train_step.parameters_sha256({"a": dict(params["a"])})
+    assert train_step.parameters_sha256(params) != train_step.parameters_sha256(other)
