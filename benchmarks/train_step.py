@@ -37,10 +37,6 @@ from maskvlm_jax.data.batch import Batch
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.pretrainer import Pretrainer
 
-# Sides of the square matrices, and products in a row: an accelerator needs larger ones, and more, to be busy.
-MATMUL_SIDES = {"cpu": (1024, 2048)}, (4096, 8192)
-MATMUL_CALLS = {"cpu": 1}, 20
-
 # A parameter belongs to the first tower whose name its path has; the heads have the rest.
 TOWERS = {
     "image encoder": ("/image_encoder/",),
@@ -55,9 +51,9 @@ class Matmul:
     """Speed of square matrix products on the first device."""
 
     def __init__(self, dtype: str):
-        backend = jax.default_backend()
-        sides, calls = (choice.get(backend, other) for choice, other in (MATMUL_SIDES, MATMUL_CALLS))
-        self._calls, self._multiply = calls, jax.jit(jnp.matmul)
+        # An accelerator needs larger matrices, and several products in a row, to be busy.
+        sides, self._calls = ((1024, 2048), 1) if jax.default_backend() == "cpu" else ((4096, 8192), 20)
+        self._multiply = jax.jit(jnp.matmul)
         self._inputs = {side: jnp.full((side, side), 1 / side, dtype, device=jax.devices()[0]) for side in sides}
         self._gflops: dict[int, list[float]] = {side: [] for side in sides}
         for x in self._inputs.values():

@@ -43,14 +43,21 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"masking.image_cell {config.masking.image_cell} does not divide the {grid} x {grid} grid of patches"
         )
-    widths = {"image": image.width, "text": text.width, "fusion": fusion.width}
-    if len(set(widths.values())) > 1:
-        raise UserError(f"model widths must be equal, they are {widths}")
-    for name, block in (("image", image), ("text", text), ("fusion", fusion)):
+    decoder = config.objectives.masked_image.decoder
+    blocks = {
+        "model.image": image,
+        "model.text": text,
+        "model.fusion": fusion,
+        "objectives.masked_image.decoder": decoder,
+    }
+    if len({block.width for block in blocks.values()}) > 1:
+        widths = ", ".join(f"{name}.width {block.width}" for name, block in blocks.items())
+        raise UserError(f"widths must be equal, they are {widths}")
+    for name, block in blocks.items():
         if block.width % block.heads:
-            raise UserError(f"model.{name}.heads {block.heads} does not divide its width {block.width}")
+            raise UserError(f"{name}.heads {block.heads} does not divide its width {block.width}")
         if block.depth < 1:
-            raise UserError(f"model.{name}.depth is {block.depth}; give at least 1")
+            raise UserError(f"{name}.depth is {block.depth}; give at least 1")
     for name in ("image_ratio", "text_ratio"):
         if not 0.0 < config.masking[name] < 1.0:
             raise UserError(f"masking.{name} is {config.masking[name]}; give a share between 0 and 1")

@@ -5,9 +5,14 @@ import logging
 import os
 import platform
 import warnings
+from pathlib import Path
 
-# glibc's mallopt parameters (malloc.h).
+# glibc's mallopt parameters (malloc.h): what we set, and glibc's own values.
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
+_KEEP = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 1 << 28}
+_DEFAULT = {_MMAP_MAX: 65_536, _TRIM_THRESHOLD: 128 * 1024, _TOP_PAD: 128 * 1024}
+
+LARGE_SHARE = 0.5  # of the machine's memory
 
 
 def keep_freed_memory() -> None:
@@ -16,10 +21,30 @@ def keep_freed_memory() -> None:
     On a CPU every step allocates its temporaries anew; returned to the kernel, each page of them faults again, which
     costs a fifth of a small model's step. No effect elsewhere than on Linux with glibc.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for parameter, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 1 << 28)):
-            libc.mallopt(parameter, value)
+    _mallopt(_KEEP)
+
+
+def release_memory_if_large() -> None:
+    """Goes back to glibc's own settings where the process holds more than `LARGE_SHARE` of the machine's memory.
+
+    Kept memory fragments; a model whose temporaries are a good part of the machine's memory must not pay for that.
+    """
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return
+    held = int(statm.read_text().split()[1])
+    if held > LARGE_SHARE * os.sysconf("SC_PHYS_PAGES") and _mallopt(_DEFAULT):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _mallopt(values: dict[int, int]) -> bool:
+    """Sets parameters of glibc's allocator; False where there is none."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    for parameter, value in values.items():
+        libc.mallopt(parameter, value)
+    return True
 
 
 def quiet_libraries() -> None:

@@ -1,7 +1,5 @@
 """Pre-training: data, build, restore, step, log, evaluate, save."""
 
-import contextlib
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +12,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maskvlm_jax import config as configs
-from maskvlm_jax import evaluate, metrics, optim, sharding, train_step
+from maskvlm_jax import evaluate, host, metrics, optim, sharding, train_step
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import pipeline
@@ -23,7 +21,9 @@ from maskvlm_jax.data.sources import Source, open_source
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.errors import Stopped, UserError
 from maskvlm_jax.pretrainer import Pretrainer
+from maskvlm_jax.stopping import stopping_signals
 from maskvlm_jax.train_step import TrainState
+from maskvlm_jax.watch import StepWatch
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -82,39 +82,40 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
     )
     (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
 
-    checker = _Checker(source, config.data.max_broken, told)
+    watch = StepWatch(source, config.data.max_broken, told)
     with stopping_signals() as stop:
         for step in range(start + 1, config.steps + 1):
             clock = time.monotonic()
             batch = next(stream)
             progress.waited(time.monotonic() - clock)
-            host = {key: batch.pop(key) for key in batches.HOST_KEYS}
+            host_only = {key: batch.pop(key) for key in batches.HOST_KEYS}
             state, values = step_fn(state, sharding.put(batches.trim(batch, config.data.text_buckets), mesh))
 
             # One step behind the device, so that it never waits for the host, and a bad loss is caught a step later.
-            checker.push(step, values, host, progress)
+            watch.push(step, values, host_only, progress)
             due = {name: step % config[name] == 0 for name in ("log_every", "eval_every", "checkpoint_every")}
             last = step == config.steps
             if step == start + 1:
-                checker.drain(progress)
+                watch.drain(progress)
                 print(f"first step: loss {float(values['loss']):.3f}, compiled in {time.monotonic() - clock:.0f}s")
                 progress.restart()
             if due["log_every"] or last:
-                checker.drain(progress)
+                watch.drain(progress)
                 _log(step, writer, progress)
+                host.release_memory_if_large()
             if due["checkpoint_every"] or due["eval_every"] or last or stop.signal:
-                checker.drain(progress)
-                checkpoints.save(state, checker.told)
+                watch.drain(progress)
+                checkpoints.save(state, watch.told)
                 if stop.signal:
                     checkpoints.close()
                     raise Stopped(stop.signal, step)
                 if due["eval_every"] and not last:
                     with stop.at_once(step):
-                        _evaluate(config, evaluation, state, step, writer, best, checker.told)
+                        _evaluate(config, evaluation, state, step, writer, best, watch.told)
                 progress.restart()
         checkpoints.wait()
         with stop.at_once(config.steps):
-            _finish(config, workdir, evaluation, state, writer, best, checker.told)
+            _finish(config, workdir, evaluation, state, writer, best, watch.told)
     for closing in (checkpoints, best, writer):
         closing.close()
 
@@ -159,88 +160,6 @@ def _log(step: int, writer: metrics.MetricWriter, progress: metrics.Progress) ->
         writer.write(step, "train", values)
         print(progress.line(step, values), flush=True)
         progress.restart()
-
-
-class _Checker:
-    """Looks at each step's numbers once they are there: adds them up, and stops on a loss that is not finite.
-
-    `told` is what a checkpoint remembers for the host.
-    """
-
-    def __init__(self, source: Source, max_broken: float, told: dict[str, Any]):
-        self._source, self._max_broken, self.told, self._pending = source, max_broken, told, None
-
-    def push(self, step: int, values: Mapping, host: Mapping[str, np.ndarray], progress: metrics.Progress) -> None:
-        """Looks at the step before and remembers this one."""
-        self.drain(progress)
-        self._pending = (step, values, host)
-
-    def drain(self, progress: metrics.Progress) -> None:
-        """Looks at the step that is remembered, waiting for the device."""
-        if self._pending is None:
-            return
-        step, values, host = self._pending
-        self._pending = None
-        values = {name: float(value) for name, value in jax.device_get(dict(values)).items()}
-        self._check_finite(step, values, host["index"])
-        self._count_replaced(host)
-        progress.add(values)
-
-    def _check_finite(self, step: int, values: Mapping[str, float], index: np.ndarray) -> None:
-        bad = [name for name, value in values.items() if not np.isfinite(value)]
-        if bad:
-            names = ", ".join(self._source.id(int(i)) for i in index)
-            raise UserError(
-                f"step {step}: {', '.join(bad)} not finite; the last checkpoint is untouched. Lower --config.optim.lr, "
-                f"or look at the batch: {names}"
-            )
-
-    def _count_replaced(self, host: Mapping[str, np.ndarray]) -> None:
-        self.told["seen"] += len(host["replaced"])
-        if not host["replaced"].any():
-            return
-        self.told["replaced"] += int(host["replaced"].sum())
-        self.told["last_replaced"] = name = self._source.id(int(host["index"][host["replaced"]][-1]))
-        # A share of a few examples says nothing.
-        if self.told["replaced"] > self._max_broken * max(self.told["seen"], 1000):
-            raise UserError(
-                f"{self.told['replaced']} of {self.told['seen']} pictures read could not be decoded, the last {name}; "
-                "mend the data or raise --config.data.max_broken"
-            )
-
-
-class StopRequest:
-    """Which signal asked to stop, 0 where none did."""
-
-    def __init__(self):
-        self.signal, self._saved_step = 0, None
-
-    def handle(self, number: int, frame: Any) -> None:
-        if self.signal or self._saved_step is not None:
-            raise Stopped(number, self._saved_step)
-        self.signal = number
-        print(f"\n{signal.Signals(number).name}: saving after this step; again = stop at once", flush=True)
-
-    @contextlib.contextmanager
-    def at_once(self, saved_step: int) -> Iterator[None]:
-        """Where all is saved already a signal needs no step to end."""
-        self._saved_step = saved_step
-        if self.signal:
-            raise Stopped(self.signal, saved_step)
-        yield
-        self._saved_step = None
-
-
-@contextlib.contextmanager
-def stopping_signals() -> Iterator[StopRequest]:
-    """SIGTERM and Ctrl-C ask to stop; the old handlers are put back at the end."""
-    stop = StopRequest()
-    old = {number: signal.signal(number, stop.handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _restore_or_init(config, checkpoints: Checkpoints, init, shardings) -> tuple[TrainState, dict[str, Any]]:

@@ -74,11 +74,9 @@ def cli_environment(tmp_path_factory):
 def cli(cli_environment):
     """Runs `python -m maskvlm_jax.main` with flags; returns the finished process."""
 
-    def run(*flags: str, **options) -> subprocess.CompletedProcess:
+    def run(*flags: str, timeout: float = 600) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "maskvlm_jax.main", *map(str, flags)]
-        return subprocess.run(
-            command, cwd=ROOT, env=cli_environment, capture_output=True, text=True, timeout=600, **options
-        )
+        return subprocess.run(command, cwd=ROOT, env=cli_environment, capture_output=True, text=True, timeout=timeout)
 
     return run
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import grain
 import numpy as np
+from absl import flags
 
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import masking, transforms
@@ -143,5 +144,7 @@ def train_stream(
     stream = stream.batch(batch_size // processes, drop_remainder=True)[process::processes]
     stream = stream[start:stop].to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
     if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read flags of theirs, also without a command line
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(stream)

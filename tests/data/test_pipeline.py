@@ -91,10 +91,6 @@ def test_threads_do_not_change_the_stream(source, tokenizer, straight, threads):
 
 
 def test_worker_processes_do_not_change_the_stream(source, tokenizer, straight):
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
     assert_equal(stream(source, tokenizer, workers=2, stop=4), straight[:4])
 
 

@@ -10,15 +10,19 @@ from flax import nnx
 
 from maskvlm_jax.context import Context
 from maskvlm_jax.models.fusion import CrossStack, Memory
-from maskvlm_jax.models.layers import take
+from maskvlm_jax.models.layers import Block, take
+from maskvlm_jax.models.stack import Stack, layer_keys
+from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.pretrainer import CLEAN
 from maskvlm_jax.train_step import split_model
 from tests.reference import toy
 
 BOTH = {name: frozenset({"clean", "masked"}) for name in ("image", "text")}
+TOLERANCE = 2e-6
 B, S, T, D = 3, 6, 5, toy.WIDTH
 READ = np.array([[0, 4], [2, 1], [5, 5]], np.int32)
 VALID_S = np.arange(S) < np.array([[6], [3], [5]])
+PAIRS = np.array([0, 1, 2, 2]), np.array([0, 1, 0, 3])  # images, captions
 VALID_T = np.arange(T) < np.array([[2], [5], [4]])
 
 
@@ -32,24 +36,29 @@ def sequences() -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(B, S, D)).astype(np.float32), rng.normal(size=(B, T, D)).astype(np.float32)
 
 
-def values_and_gradients(module: nnx.Module, run: Callable) -> tuple[dict, dict]:
+def values_and_gradients(module: nnx.Module, run: Callable, *, compiled: bool) -> tuple[dict, dict]:
     """run(module) -> arrays by name, and the parameters' gradients of a random weighting of all of them."""
     graphdef, params = split_model(module)
 
     def total(params):
         outputs = run(nnx.merge(graphdef, params))
-        weights = {name: jax.random.normal(jax.random.key(len(name)), x.shape) for name, x in outputs.items()}
-        return sum(jnp.sum(x * weights[name]) for name, x in outputs.items()), outputs
+        weights = {name: np.random.default_rng([*name.encode()]).normal(size=x.shape) for name, x in outputs.items()}
+        return sum(jnp.sum(x * weights[name].astype(np.float32)) for name, x in outputs.items()), outputs
 
-    (_, outputs), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+    function = jax.value_and_grad(total, has_aux=True)
+    if compiled:
+        # Unoptimised: the compiler would take most of the test's time.
+        function = jax.jit(function).lower(params).compile({"xla_backend_optimization_level": 0})
+    (_, outputs), grads = function(params)
     return outputs, grads
 
 
 def assert_same(module: nnx.Module, fast: Callable, plain: Callable) -> None:
-    outputs, grads = values_and_gradients(module, fast)
-    plain_outputs, plain_grads = values_and_gradients(module, plain)
-    toy.assert_trees_close(outputs, plain_outputs, 2e-6)
-    toy.assert_trees_close(grads, plain_grads, 2e-6)
+    """The compiled `fast` gives the numbers of `plain`, which runs one operation at a time."""
+    outputs, grads = values_and_gradients(module, fast, compiled=True)
+    plain_outputs, plain_grads = values_and_gradients(module, plain, compiled=False)
+    toy.assert_trees_close(outputs, plain_outputs, TOLERANCE)
+    toy.assert_trees_close(grads, plain_grads, TOLERANCE)
 
 
 def plain_stack(stack: CrossStack, x: jax.Array, context: jax.Array, valid_x=None, valid_context=None) -> jax.Array:
@@ -61,49 +70,49 @@ def plain_stack(stack: CrossStack, x: jax.Array, context: jax.Array, valid_x=Non
     return x if stack.norm is None else stack.norm(x)
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_reading_some_positions_is_the_whole_output_gathered(depth, norm):
-    x, context = sequences()
-
-    def fast(stack):
-        return {"read": stack(x, stack.project(context, VALID_T), VALID_S, READ)}
-
-    def plain(stack):
-        return {"read": take(plain_stack(stack, x, context, VALID_S, VALID_T), READ)}
-
-    assert_same(cross_stack(depth, norm), fast, plain)
-
-
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_start_then_finish_is_the_whole_stack(depth):
+@pytest.mark.parametrize(
+    ("depth", "norm", "unroll"),
+    [(1, "pre", True), (1, "post", True), (2, "post", True), (3, "pre", True), (4, "post", False)],
+)
+def test_a_stack_read_at_some_positions_is_every_block_at_every_position(depth, norm, unroll):
     x, context = sequences()
 
     def fast(stack):
         memory = stack.project(context, VALID_T)
-        return {
-            "all": stack.finish(stack.start(x, VALID_S), memory, VALID_S),
-            "read": stack.finish(stack.start(x, VALID_S, READ), memory, VALID_S, READ),
-        }
+        return {"read": stack(x, memory, VALID_S, READ), "all": stack.finish(stack.start(x, VALID_S), memory, VALID_S)}
 
     def plain(stack):
         full = plain_stack(stack, x, context, VALID_S, VALID_T)
-        return {"all": full, "read": take(full, READ)}
+        return {"read": take(full, READ), "all": full}
 
-    assert_same(cross_stack(depth), fast, plain)
+    assert_same(cross_stack(depth, norm, unroll=unroll), fast, plain)
 
 
-@pytest.mark.parametrize("changes", [{"unroll": False, "remat": r} for r in ("none", "dots", "full")], ids=str)
-def test_scan_and_rematerialisation_change_no_number_with_dropout_on(changes):
-    x, context = sequences()
+def stack_with_dropout(**changes) -> tuple[dict, dict]:
+    x, _ = sequences()
+
+    def make(rngs):
+        return Block(D, heads=toy.HEADS, mlp_ratio=2, norm="pre", dropout=0.2, rngs=rngs)
 
     def run(stack):
-        return {"all": stack(x, stack.project(context, VALID_T), VALID_S, key=jax.random.key(3))}
+        keys = layer_keys(jax.random.key(3), stack.depth)
+        return {"all": stack.scan(lambda block, x, key: block(x, VALID_S, key), jnp.asarray(x), keys)}
 
-    outputs, grads = values_and_gradients(cross_stack(4, dropout=0.2, **changes), run)
-    unrolled, unrolled_grads = values_and_gradients(cross_stack(4, dropout=0.2, unroll=True), run)
-    toy.assert_trees_close(outputs, unrolled, 2e-6)
-    toy.assert_trees_close(grads, unrolled_grads, 2e-6)
+    stack = toy.randomised(lambda: Stack(make, 3, **changes, rngs=nnx.Rngs(0)))
+    return values_and_gradients(stack, run, compiled=True)
+
+
+@pytest.fixture(scope="module")
+def unrolled():
+    return stack_with_dropout(unroll=True)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_a_loop_over_layers_and_rematerialisation_change_no_number(remat, unroll, unrolled):
+    outputs, grads = stack_with_dropout(unroll=unroll, remat=remat)
+    toy.assert_trees_close(outputs, unrolled[0], TOLERANCE)
+    toy.assert_trees_close(grads, unrolled[1], TOLERANCE)
 
 
 def test_dropout_of_a_stack_differs_from_layer_to_layer_and_from_key_to_key():
@@ -115,88 +124,88 @@ def test_dropout_of_a_stack_differs_from_layer_to_layer_and_from_key_to_key():
 
 
 def test_clean_and_masked_views_in_one_call_are_two_calls():
-    batch = toy.batch()
-
-    def encode(views):
-        def run(pretrainer):
-            ctx = pretrainer.context(batch, views=views)
-            encoded = {f"{name}/{view}": getattr(ctx, name)(view) for name in BOTH for view in ("clean", "masked")}
-            return {name.replace("/", "_"): x for name, x in encoded.items()}
-
-        return run
-
-    assert_same(toy.pretrainer(), encode(BOTH), encode(CLEAN))
+    pretrainer, batch = toy.pretrainer(), toy.batch()
+    together, apart = pretrainer.context(batch, views=BOTH), pretrainer.context(batch, views=CLEAN)
+    for view in ("clean", "masked"):
+        np.testing.assert_allclose(together.image(view), apart.image(view), rtol=TOLERANCE, atol=TOLERANCE)
+        np.testing.assert_allclose(together.text(view), apart.text(view), rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-def test_pairs_of_gathered_memories_are_pairs_encoded_one_by_one(depth):
-    batch = toy.batch()
-    images, texts = np.array([0, 1, 2, 3, 2, 2, 0]), np.array([0, 1, 2, 3, 0, 1, 3])
-
-    def fast(pretrainer):
-        image, text = pretrainer.context(batch).fuse_pairs(images, texts)
-        return {"image": image, "text": text}
-
-    def plain(pretrainer):
-        vlm, pairs = pretrainer.vlm, []
-        for i, t in zip(images, texts, strict=True):
-            valid = batch["token_valid"][t : t + 1]
-            image = vlm.image_encoder(batch["image"][i : i + 1])
-            text = vlm.text_encoder(batch["tokens"][t : t + 1], valid)
-            pairs.append(
-                (
-                    plain_stack(vlm.image_fusion, image, text, None, valid)[0, 0],
-                    plain_stack(vlm.text_fusion, text, image, valid, None)[0, 0],
-                )
-            )
-        return {name: jnp.stack(rows) for name, rows in zip(("image", "text"), zip(*pairs, strict=True), strict=True)}
-
-    assert_same(toy.pretrainer(depth=depth), fast, plain)
+def plain_pairs(vlm: VLM, batch: dict, image_BSD: jax.Array, text_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Class and start tokens of `PAIRS`, each pair run through both stacks alone."""
+    images, texts = [], []
+    for i, t in zip(*PAIRS, strict=True):
+        image, text, valid = image_BSD[i, None], text_BLD[t, None], batch["token_valid"][t, None]
+        images.append(plain_stack(vlm.image_fusion, image, text, None, valid)[0, 0])
+        texts.append(plain_stack(vlm.text_fusion, text, image, valid, None)[0, 0])
+    return jnp.stack(images), jnp.stack(texts)
 
 
-@pytest.mark.parametrize("tie", [False, True])
-def test_word_logits_at_masked_tokens_are_all_logits_gathered(tie):
-    batch = toy.batch()
+@pytest.fixture(scope="module", params=[{"depth": 1, "tie": True}, {"depth": 2, "tie": False}], ids=str)
+def model(request):
+    """(fast, plain) of what the objectives read, each (arrays by name, gradients)."""
+    batch, tie = toy.batch(), request.param["tie"]
 
     def fast(pretrainer):
-        return {"logits": pretrainer.objectives["masked_text"].predict(pretrainer.context(batch))[0]}
+        ctx, objectives = pretrainer.context(batch, views=BOTH), pretrainer.objectives
+        image, text = ctx.fuse_pairs(*PAIRS)
+        words, pixels = objectives["masked_text"].predict(ctx)[0], objectives["masked_image"].predict(ctx)[0]
+        return {"pairs_image": image, "pairs_text": text, "words": words, "pixels": pixels}
 
     def plain(pretrainer):
-        vlm, objective = pretrainer.vlm, pretrainer.objectives["masked_text"]
-        valid = batch["token_valid"]
-        text, image = vlm.text_encoder(batch["tokens_masked"], valid), vlm.image_encoder(batch["image"])
-        fused = plain_stack(vlm.text_fusion, text, image, valid, None)
-        logits = fused @ vlm.text_encoder.embedding[...].T + objective.bias[...] if tie else objective.to_words(fused)
-        return {"logits": take(logits, pretrainer.context(batch).masked_tokens.ids_BM)}
+        vlm, valid = pretrainer.vlm, batch["token_valid"]
+        image, text = vlm.image_encoder(batch["image"]), vlm.text_encoder(batch["tokens"], valid)
+        pairs_image, pairs_text = plain_pairs(vlm, batch, image, text)
 
-    assert_same(toy.pretrainer(objectives={"masked_text": {"tie": tie}}), fast, plain)
+        to_words = pretrainer.objectives["masked_text"]
+        masked_text = vlm.text_encoder(batch["tokens_masked"], valid)
+        fused_text = plain_stack(vlm.text_fusion, masked_text, image, valid, None)
+        words = fused_text @ vlm.text_encoder.embedding[...].T + to_words.bias[...] if tie else to_words.to_words(fused_text)
+        count = pretrainer.context(batch).masked_tokens.ids_BM
+
+        to_pixels = pretrainer.objectives["masked_image"]
+        masked_image = vlm.image_encoder(batch["image"], batch["image_masked"])
+        fused_image = plain_stack(vlm.image_fusion, masked_image, text, None, valid)
+        pixels = to_pixels.to_pixels(plain_stack(to_pixels.decoder, fused_image, text, None, valid))
+        hidden = [x[1:][masked] for x, masked in zip(pixels, batch["image_masked"], strict=True)]
+        return {
+            "pairs_image": pairs_image,
+            "pairs_text": pairs_text,
+            "words": take(words, count),
+            "pixels": jnp.stack(hidden),
+        }
+
+    pretrainer = toy.pretrainer(depth=request.param["depth"], objectives={"masked_text": {"tie": tie}})
+    return [values_and_gradients(pretrainer, run, compiled=run is fast) for run in (fast, plain)]
 
 
-def test_pixels_at_masked_patches_are_all_pixels_gathered():
-    batch = toy.batch()
+def test_pairs_of_gathered_memories_are_pairs_run_one_by_one(model):
+    (fast, _), (plain, _) = model
+    for name in ("pairs_image", "pairs_text"):
+        np.testing.assert_allclose(fast[name], plain[name], rtol=TOLERANCE, atol=TOLERANCE)
 
-    def fast(pretrainer):
-        return {"pixels": pretrainer.objectives["masked_image"].predict(pretrainer.context(batch))[0]}
 
-    def plain(pretrainer):
-        vlm, objective = pretrainer.vlm, pretrainer.objectives["masked_image"]
-        valid = batch["token_valid"]
-        text = vlm.text_encoder(batch["tokens"], valid)
-        fused = plain_stack(
-            vlm.image_fusion, vlm.image_encoder(batch["image"], batch["image_masked"]), text, None, valid
-        )
-        pixels = objective.to_pixels(plain_stack(objective.decoder, fused, text, None, valid))
-        return {"pixels": jnp.stack([x[1:][hidden] for x, hidden in zip(pixels, batch["image_masked"], strict=True)])}
+def test_word_logits_at_masked_tokens_are_all_logits_gathered(model):
+    (fast, _), (plain, _) = model
+    np.testing.assert_allclose(fast["words"], plain["words"], rtol=TOLERANCE, atol=TOLERANCE)
 
-    assert_same(toy.pretrainer(), fast, plain)
+
+def test_pixels_at_masked_patches_are_all_pixels_gathered(model):
+    (fast, _), (plain, _) = model
+    np.testing.assert_allclose(fast["pixels"], plain["pixels"], rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_gradients_with_every_saving_are_those_without(model):
+    (_, fast), (_, plain) = model
+    toy.assert_trees_close(fast, plain, TOLERANCE)
 
 
 def test_a_context_computes_every_memory_once(monkeypatch):
     calls = []
     project = CrossStack.project
     monkeypatch.setattr(CrossStack, "project", lambda self, *args: calls.append(self) or project(self, *args))
-    pretrainer, batch = toy.pretrainer(), toy.batch()
-    jax.eval_shape(lambda: pretrainer(batch, jax.random.key(0))[0])
+    pretrainer = toy.pretrainer()
+    jax.eval_shape(lambda batch: pretrainer(batch, jax.random.key(0))[0], toy.batch())
     vlm, decoder = pretrainer.vlm, pretrainer.objectives["masked_image"].decoder
     assert sorted(map(id, calls)) == sorted(map(id, (vlm.image_fusion, vlm.text_fusion, decoder)))
 

@@ -1,0 +1,77 @@
+"""The contrastive loss is the naive one, and stays finite where nothing is left to push away."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskvlm_jax.context import Context
+from maskvlm_jax.objectives.contrastive import contrastive_loss
+from tests.reference import numpy_losses, toy
+
+PAIRS = {
+    "all different": [(0, 10), (1, 11), (2, 12), (3, 13), (4, 14)],
+    "a picture twice": [(0, 10), (0, 11), (2, 12), (3, 13), (4, 14)],
+    "a caption twice": [(0, 10), (1, 11), (2, 10), (3, 13), (4, 14)],
+    "a chain": [(0, 10), (0, 11), (2, 11), (2, 13), (4, 14)],
+    "all the same": [(0, 10)] * 5,
+    "batch of one": [(0, 10)],
+}
+
+
+def inputs(name: str) -> tuple[np.ndarray, np.ndarray]:
+    same = numpy_losses.same_pair(np.array(PAIRS[name]))
+    similarity = np.random.default_rng(0).normal(size=same.shape) * 5
+    return similarity.astype(np.float32), same
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_loss_is_the_naive_sum_of_both_directions(name):
+    similarity, same = inputs(name)
+    np.testing.assert_allclose(
+        contrastive_loss(similarity, same), numpy_losses.contrastive(similarity, same), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_same_pairs_are_found_by_picture_and_by_caption(name):
+    ids = np.array(PAIRS[name], np.int32)
+    ctx = Context(None, {"pair_id": jnp.asarray(ids)}, masked_patches=1, text_ratio=0.5, views={})
+    np.testing.assert_array_equal(ctx.same_pair_BB, numpy_losses.same_pair(ids))
+
+
+@pytest.mark.parametrize("name", ["all the same", "batch of one"])
+def test_without_a_negative_loss_and_gradient_are_zero(name):
+    similarity, same = inputs(name)
+    loss, grad = jax.value_and_grad(lambda s: contrastive_loss(s, same).sum())(similarity)
+    np.testing.assert_allclose(loss, 0.0, atol=1e-5)
+    np.testing.assert_allclose(grad, 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_loss_and_gradient_are_finite_at_extreme_similarities(scale):
+    same = np.eye(3, dtype=bool)
+    similarity = (scale * np.eye(3)).astype(np.float32)
+    loss, grad = jax.value_and_grad(lambda s: contrastive_loss(s, same).sum())(similarity)
+    np.testing.assert_allclose(loss, numpy_losses.contrastive(similarity, same).sum(), rtol=1e-6)
+    assert np.all(np.isfinite(grad))
+
+
+def test_entries_of_the_same_pair_get_no_gradient():
+    similarity, same = inputs("a chain")
+    grad = np.asarray(jax.grad(lambda s: contrastive_loss(s, same).sum())(similarity))
+    own = np.eye(len(same), dtype=bool)
+    assert np.all(grad[same & ~own] == 0.0)
+    assert np.all(grad[~same] > 0.0)
+    assert np.all(grad[own] < 0.0)
+
+
+def test_similarity_is_the_cosine_over_the_temperature():
+    pretrainer, batch = toy.pretrainer(), toy.batch()
+    ctx = pretrainer.context(batch)
+    vlm = pretrainer.vlm
+    image = np.asarray(vlm.image_projection(ctx.image("clean")[:, 0]), np.float64)
+    text = np.asarray(vlm.text_projection(ctx.text("clean")[:, 0]), np.float64)
+    for i, t in np.ndindex(4, 4):
+        cosine = image[i] @ text[t] / np.linalg.norm(image[i]) / np.linalg.norm(text[t])
+        np.testing.assert_allclose(ctx.similarity_BB[i, t], cosine / 0.5, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,51 @@
+"""The masked pixel loss is the naive mean over masked pixels and channels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskvlm_jax.objectives.masked_image import masked_patch_target, masked_pixel_loss
+from tests.reference import numpy_losses
+
+
+def inputs(valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return tuple(rng.normal(size=(*valid.shape, 12)).astype(np.float32) for _ in range(2))
+
+
+VALID = {
+    "all": np.ones((3, 4), bool),
+    "uneven": np.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]], bool),
+    "batch of one": np.array([[1, 0, 1, 0]], bool),
+    "none": np.zeros((3, 4), bool),
+}
+
+
+@pytest.mark.parametrize("name", VALID)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_mean_loss_is_the_naive_mean_over_masked_pixels(name, dtype):
+    pred, target = inputs(VALID[name])
+    pred = jnp.asarray(pred, dtype)
+    loss_B = masked_pixel_loss(pred, target, VALID[name])
+    assert loss_B.dtype == jnp.float32
+    assert loss_B.shape == VALID[name].shape[:1]
+    expected = numpy_losses.masked_pixel_l1(np.asarray(pred, np.float32), target, VALID[name])
+    np.testing.assert_allclose(jnp.mean(loss_B), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_gradient_is_finite_and_only_at_masked_patches(name):
+    pred, target = inputs(VALID[name])
+    grad = np.asarray(jax.grad(lambda p: masked_pixel_loss(p, target, VALID[name]).mean())(pred))
+    assert np.all(np.isfinite(grad))
+    np.testing.assert_array_equal(np.any(grad, axis=-1), VALID[name])
+
+
+def test_target_is_the_pixels_of_the_named_patches():
+    image = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    ids = np.array([[3, 0], [1, 2]], np.int32)
+    patches = numpy_losses.patchify(image, 4)
+    np.testing.assert_array_equal(
+        masked_patch_target(image, ids, 4), np.stack([patches[b][ids[b]] for b in range(2)])
+    )

@@ -1,0 +1,158 @@
+"""Matching: the naive cross entropy over three pairs an example, and hard negatives that are negatives."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from maskvlm_jax.objectives import matching
+from maskvlm_jax.train_step import split_model
+from tests.reference import numpy_losses, toy
+
+DRAWS = 20_000
+IDS = np.array([(0, 10), (0, 11), (2, 11), (3, 13), (4, 14)])  # 0 and 1 share a picture, 1 and 2 a caption
+
+
+def similarity(size: int = 5) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(size, size)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def draws():
+    """(DRAWS, B) negative columns of each row."""
+    same = numpy_losses.same_pair(IDS)
+    keys = jax.random.split(jax.random.key(0), DRAWS)
+    draw = jax.jit(jax.vmap(lambda key: matching.sample_hard_negatives(key, similarity(), same)[0]))
+    return np.asarray(draw(keys))
+
+
+@pytest.mark.parametrize(
+    "valid",
+    [np.ones((4, 3), bool), np.array([[1, 1, 0], [1, 0, 1], [1, 0, 0], [1, 1, 1]], bool), np.array([[1, 0, 0]], bool)],
+    ids=["all", "some missing", "batch of one"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_mean_loss_is_the_naive_mean_over_valid_pairs(valid, dtype):
+    logits = jnp.asarray(3 * np.random.default_rng(0).normal(size=(*valid.shape, 2)), dtype)
+    matched = np.broadcast_to([True, False, False], valid.shape)
+    loss_B = matching.matching_loss(logits, matched, valid)
+    assert loss_B.dtype == jnp.float32
+    expected = numpy_losses.matching(np.asarray(logits, np.float32), valid)
+    np.testing.assert_allclose(jnp.mean(loss_B), expected, rtol=1e-5)
+
+
+def test_a_hard_negative_never_shares_picture_or_caption(draws):
+    same = numpy_losses.same_pair(IDS)
+    assert not np.any(same[np.arange(len(IDS)), draws])
+
+
+def test_hard_negatives_follow_the_softmax_of_the_allowed_similarities(draws):
+    frequency = np.stack([np.mean(draws == column, axis=0) for column in range(len(IDS))], axis=1)
+    expected = numpy_losses.negative_probabilities(similarity(), numpy_losses.same_pair(IDS))
+    deviation = np.sqrt(expected * (1 - expected) / DRAWS)
+    assert np.all(np.abs(frequency - expected) <= 5 * deviation)
+
+
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_a_negative_is_found_at_extreme_similarities(scale):
+    same = np.eye(3, dtype=bool)
+    extreme = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]], np.float32) * scale
+    extreme += np.eye(3, dtype=np.float32) * abs(scale)
+    negative, found = matching.sample_hard_negatives(jax.random.key(0), extreme, same)
+    assert np.all(found)
+    np.testing.assert_array_equal(negative, [1, 2, 0] if scale > 0 else [2, 0, 1])
+
+
+def test_a_row_without_a_candidate_says_so():
+    same = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 1]], bool)
+    _, found = matching.sample_hard_negatives(jax.random.key(0), similarity(3), same)
+    np.testing.assert_array_equal(found, [False, True, True])
+
+
+class FakeContext:
+    """Features are a table by (picture, caption); remembers which pairs were asked for."""
+
+    def __init__(self, similarity_BB: np.ndarray, same_pair_BB: np.ndarray):
+        self.similarity_BB, self.same_pair_BB = jnp.asarray(similarity_BB), jnp.asarray(same_pair_BB)
+        size = len(similarity_BB)
+        rng = np.random.default_rng(2)
+        self.image_table, self.text_table = (jnp.asarray(rng.normal(size=(size, size, toy.WIDTH))) for _ in range(2))
+
+    def fuse_pairs(self, image_ids_P, text_ids_P):
+        self.pairs = image_ids_P, text_ids_P
+        return self.image_table[image_ids_P, text_ids_P], self.text_table[image_ids_P, text_ids_P]
+
+
+def objective() -> matching.Objective:
+    vlm = SimpleNamespace(text_encoder=SimpleNamespace(width=toy.WIDTH))
+    return toy.randomised(lambda: matching.Objective(vlm, shared=toy.shared(), rngs=nnx.Rngs(0)))
+
+
+def test_an_example_is_itself_then_a_wrong_picture_then_a_wrong_caption():
+    ctx, size = FakeContext(similarity(), numpy_losses.same_pair(IDS)), len(IDS)
+    objective()(ctx, jax.random.key(0))
+    images, texts = (np.asarray(ids).reshape(3, size) for ids in ctx.pairs)
+    own, same = np.arange(size), numpy_losses.same_pair(IDS)
+    np.testing.assert_array_equal(images[[0, 2]], [own, own])
+    np.testing.assert_array_equal(texts[[0, 1]], [own, own])
+    assert not np.any(same[images[1], own])
+    assert not np.any(same[own, texts[2]])
+
+
+@pytest.mark.parametrize("ids", [IDS, np.array([(0, 10), (0, 11), (0, 12)]), IDS[:1]], ids=["some", "none", "one"])
+def test_loss_labels_the_pair_itself_matched_and_leaves_out_examples_without_a_negative(ids):
+    same, module = numpy_losses.same_pair(ids), objective()
+    ctx = FakeContext(similarity(len(ids)), same)
+    loss_B, _ = module(ctx, jax.random.key(0))
+    features = [np.asarray(x) for x in ctx.fuse_pairs(*ctx.pairs)]
+    kernel, bias = np.asarray(module.to_match.kernel[...]), np.asarray(module.to_match.bias[...])
+    logits = ((features[0] * features[1]) @ kernel + bias).reshape(3, len(ids), 2).swapaxes(0, 1)
+    has_negative = ~np.all(same, axis=1)
+    valid = np.stack([np.ones(len(ids), bool), has_negative, has_negative], axis=1)
+    np.testing.assert_allclose(jnp.mean(loss_B), numpy_losses.matching(logits, valid), rtol=1e-5)
+
+
+def test_wrong_pictures_and_wrong_captions_are_drawn_by_the_softmax_and_independently():
+    # Symmetric: drawn with one key, both negatives would be the same number every time.
+    ctx = FakeContext(np.zeros((3, 3), np.float32), np.eye(3, dtype=bool))
+    module = objective()
+
+    def draw(key):
+        module(ctx, key)
+        image_ids, text_ids = (ids.reshape(3, 3) for ids in ctx.pairs)
+        return image_ids[1, 0], text_ids[2, 0]
+
+    images, texts = map(np.asarray, jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), DRAWS)))
+    joint = [np.mean((images == i) & (texts == t)) for i in (1, 2) for t in (1, 2)]
+    np.testing.assert_allclose(joint, 0.25, atol=5 * np.sqrt(0.25 * 0.75 / DRAWS))
+
+
+def test_wrong_pictures_follow_the_columns_and_wrong_captions_the_rows():
+    rows_and_columns_differ = np.array([[0, 9e3, 0], [0, 0, 9e3], [9e3, 0, 0]], np.float32)
+    ctx = FakeContext(rows_and_columns_differ, np.eye(3, dtype=bool))
+    objective()(ctx, jax.random.key(0))
+    image_ids, text_ids = (np.asarray(ids).reshape(3, 3) for ids in ctx.pairs)
+    np.testing.assert_array_equal(text_ids[2], [1, 2, 0])  # the best caption of each picture
+    np.testing.assert_array_equal(image_ids[1], [2, 0, 1])  # the best picture of each caption
+
+
+def test_no_gradient_flows_through_the_choice_of_negatives():
+    module, same = objective(), np.eye(5, dtype=bool)
+    grad = jax.grad(lambda s: module(FakeContext(s, same), jax.random.key(0))[0].sum())(similarity())
+    np.testing.assert_array_equal(grad, 0.0)
+
+
+@pytest.mark.parametrize("ids", [IDS[:1], np.array([(0, 10), (0, 11)])], ids=["batch of one", "all the same"])
+def test_without_a_negative_the_loss_is_that_of_the_pairs_themselves_and_its_gradient_is_finite(ids):
+    graphdef, params = split_model(objective())
+
+    def loss(params):
+        ctx = FakeContext(similarity(len(ids)), numpy_losses.same_pair(ids))
+        return nnx.merge(graphdef, params)(ctx, jax.random.key(0))[0].mean()
+
+    value, grads = jax.value_and_grad(loss)(params)
+    assert value > 0.0
+    assert all(np.all(np.isfinite(grad)) and np.any(grad) for grad in jax.tree.leaves(grads))

@@ -1,0 +1,128 @@
+"""The benchmarks run and tell what they promise; how fast anything is is not looked at."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import train_step
+from configs import pretrain
+from maskvlm_jax.errors import UserError
+from tests.conftest import ROOT, TOY
+
+TOWERS = ["image encoder", "text encoder", "fusion", "decoder", "heads"]
+PARTS = ["image_encoder", "text_encoder", "memory", "contrastive", "masked_image", "masked_text", "matching"]
+TEXT_STAGES = ["tokenise", "masks", "whole example"]
+
+
+@pytest.fixture(scope="module")
+def benchmark(cli_environment, tmp_path_factory):
+    """Runs a script of the folder `benchmarks` from somewhere else; returns the finished process."""
+    # Without PYTHONPATH, as a user calls it; compiled quickly, as nobody looks at the times.
+    environment = {name: value for name, value in cli_environment.items() if name != "PYTHONPATH"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+
+    def run(script: str, *flags: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, ROOT / "benchmarks" / script, *map(str, flags)]
+        return subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+def pictures(benchmark, *flags: str) -> subprocess.CompletedProcess:
+    return benchmark("input_pipeline.py", "--pictures", 16, "--repeats", 1, *flags)
+
+
+def test_train_step_tells_positive_numbers(benchmark):
+    values = {name: value for name, value in TOY.items() if name.startswith(("model.", "objectives."))}
+    values |= {"model.fusion.depth": 1, "model.shared.unroll": True}  # the least to compile
+    settings = [flag for name, value in values.items() for flag in ("--set", f"{name}={value}")]
+    process = benchmark("train_step.py", "--batch-size", 8, "--steps", 2, "--json", *settings)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    assert list(result["parameters"]) == TOWERS
+    assert list(result["forward_gflop_per_pair"]) == PARTS
+    assert (result["batch_size"], result["steps"], result["dtype"]) == (8, 2, "float32")
+    positive = [
+        *result["parameters"].values(),
+        *result["forward_gflop_per_pair"].values(),
+        *result["step_seconds"].values(),
+        *(result[f"{name}_seconds"] for name in ("trace", "compile")),
+        *(result[name] for name in ("devices", "cores", "training_gflop_per_pair", "pairs_per_second", "gflops")),
+        *(result[name] for name in ("matmul_side", "matmul_gflops", "matmul_ratio", "host_peak_mib")),
+    ]
+    assert all(value > 0 for value in positive), result
+    step = result["step_seconds"]
+    assert step["min"] <= step["median"] <= step["max"]
+    assert result["pairs_per_second"] == pytest.approx(8 / step["median"])
+    assert result["gflops"] == pytest.approx(result["pairs_per_second"] * result["training_gflop_per_pair"])
+    check_table(train_step.table(result))
+
+
+def check_table(table: str) -> None:
+    names = [line[:20].strip() for line in table.splitlines()]
+    before, after = ["device", "batch size", "parameters"], ["training", "trace", "compile", "step", "speed"]
+    last = ["achieved", "matmul", "achieved / matmul", "host memory", "device memory"]
+    assert names == [*before, *TOWERS, "forward", *PARTS, *after, *last]
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("model.image.widht=32", "did you mean model.image.width"),
+        ("model.image.width", "KEY=VALUE"),
+        ("model.image.width=wide", "model.image.width is a int"),
+        ("model.image=3", "there is no config key model.image"),
+    ],
+)
+def test_a_wrong_setting_is_told(setting, told):
+    with pytest.raises(UserError, match=told):
+        train_step.set_values(pretrain.get_config(), [setting])
+
+
+def test_settings_of_every_type():
+    config = pretrain.get_config()
+    train_step.set_values(
+        config,
+        [
+            *("name=a=b", "optim.lr=1", "model.shared.unroll=True", "data.text_buckets=(8, 16)"),
+            *("model.shared.dtype=bfloat16", "masking.image_ratio=0.5"),
+        ],
+    )
+    assert (config.name, config.optim.lr, config.model.shared.unroll) == ("a=b", 1.0, True)
+    assert (config.data.text_buckets, config.model.shared.dtype) == ((8, 16), "bfloat16")
+    assert config.masking.image_ratio == 0.5
+
+
+def test_train_step_tells_a_config_that_does_not_fit_in_one_line(benchmark):
+    process = benchmark("train_step.py", "--set", "model.image.width=48")
+    assert (process.returncode, len(process.stderr.splitlines())) == (2, 1)
+    assert "widths must be equal" in process.stderr
+
+
+def test_input_pipeline_tells_the_rate_of_every_stage_and_stream(benchmark):
+    process = pictures(benchmark, "--data", "scenes", "--threads", 0, 1, "--workers", 0, 1, "--json")
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    assert list(result["stages"]) == ["draw", "crop and resize", "normalise", *TEXT_STAGES]
+    assert all(value > 0 for stage in result["stages"].values() for value in stage.values())
+    assert [(row["workers"], row["threads"]) for row in result["streams"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert all(row["per_second"] > 0 for row in result["streams"])
+    assert [row["per_core"] is None for row in result["streams"]] == [False, False, True, True]
+
+
+def test_input_pipeline_prints_a_table_of_photographs(benchmark):
+    process = pictures(benchmark, "--data", "jpeg", "--threads", 1, "--workers", 0)
+    assert process.returncode == 0, process.stderr
+    title, head, *rows = process.stdout.splitlines()
+    assert "16 pictures, 224 px" in title
+    assert head.split() == ["pictures/s", "per", "core", "us/picture"]
+    names = ["read", "decode", "crop and resize", "RandAugment", "normalise", *TEXT_STAGES]
+    assert [row[:32].strip() for row in rows] == [*names, "stream, 0 workers, 1 threads"]
+
+
+def test_input_pipeline_wants_the_folder_of_a_set(benchmark):
+    process = pictures(benchmark, "--data", "flickr8k")
+    assert (process.returncode, process.stderr) == (2, "error: --data flickr8k needs --root FOLDER\n")
