@@ -70,15 +70,14 @@ def _schedule(config: ConfigDict, size: str, data: str) -> None:
         config.log_every, config.eval_every, config.checkpoint_every = 50, 10_000, 1_000
         return
     # From scratch: one rate for all, a second moment that follows a short run.
-    config.optim.lr = config.optim.encoder_lr = 2e-3 if size == "tiny" else 1e-3
+    config.optim.lr = config.optim.encoder_lr = 1e-3 if size == "small" else 2e-3
     config.optim.b2 = 0.98
     if size == "tiny":
         config.steps = 700
         config.checkpoint_every = 100
     elif size == "mini":
         config.batch_size = 128
-        config.steps = 1_200
-        config.optim.warmup_steps = 150
+        config.steps = 1_000
         config.eval_every = config.checkpoint_every = 200
         config.optim.weight_decay = 0.1
     if data == "flickr8k":

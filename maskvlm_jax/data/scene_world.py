@@ -24,6 +24,7 @@ GRID = (12, 32, 52)  # where the rows and columns lie
 # With a jitter of 1 each, a small and a large neighbour (7 + 11) fit in one step of the grid; two large ones do not.
 RADIUS = {"small": 7, "large": 11}
 SLOPE = 8  # steepest background gradient, in grey levels from the centre to an edge
+COUNTS = (1,) * 3 + (2,) * 13 + (3,) * 4  # how many objects, each as likely as the next
 SCENE_ROLLS = 24  # the rolls set aside for sampling a scene
 
 
@@ -104,7 +105,7 @@ def _layouts(sizes: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
 def sample_scene(dice: Dice, *, kinds: tuple[tuple[str, str], ...]) -> Scene:
     """A scene whose objects are of the given (colour, shape) kinds; rolls the dice at most `SCENE_ROLLS` times."""
     roll = dice.roll
-    count = (1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3)[roll(20)]
+    count = COUNTS[roll(len(COUNTS))]
     looks = [(kinds[roll(len(kinds))], SIZES[roll(2)], TEXTURES[roll(3)]) for _ in range(count)]
     if count == 3 and roll(6) == 0:  # two of a kind, so that there is something to count
         looks[1] = (looks[0][0], *looks[1][1:])

@@ -1,6 +1,7 @@
 """Work that is left out changes no number: each saving against the plain computation, values and gradients."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,13 @@ from maskvlm_jax.models.fusion import CrossStack, Memory
 from maskvlm_jax.models.layers import Block, take
 from maskvlm_jax.models.stack import Stack, layer_keys
 from maskvlm_jax.models.vlm import VLM
-from maskvlm_jax.pretrainer import CLEAN
+from maskvlm_jax.pretrainer import CLEAN, Pretrainer
 from maskvlm_jax.train_step import split_model
 from tests.reference import toy
 
 BOTH = {name: frozenset({"clean", "masked"}) for name in ("image", "text")}
 TOLERANCE = 2e-6
+UNOPTIMISED = {"xla_backend_optimization_level": 0}  # the compiler would take most of the tests' time
 B, S, T, D = 3, 6, 5, toy.WIDTH
 READ = np.array([[0, 4], [2, 1], [5, 5]], np.int32)
 VALID_S = np.arange(S) < np.array([[6], [3], [5]])
@@ -47,8 +49,7 @@ def values_and_gradients(module: nnx.Module, run: Callable, *, compiled: bool) -
 
     function = jax.value_and_grad(total, has_aux=True)
     if compiled:
-        # Unoptimised: the compiler would take most of the test's time.
-        function = jax.jit(function).lower(params).compile({"xla_backend_optimization_level": 0})
+        function = jax.jit(function).lower(params).compile(UNOPTIMISED)
     (_, outputs), grads = function(params)
     return outputs, grads
 
@@ -132,72 +133,86 @@ def test_clean_and_masked_views_in_one_call_are_two_calls():
 
 
 def plain_pairs(vlm: VLM, batch: dict, image_BSD: jax.Array, text_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Class and start tokens of `PAIRS`, each pair run through both stacks alone."""
-    images, texts = [], []
-    for i, t in zip(*PAIRS, strict=True):
-        image, text, valid = image_BSD[i, None], text_BLD[t, None], batch["token_valid"][t, None]
-        images.append(plain_stack(vlm.image_fusion, image, text, None, valid)[0, 0])
-        texts.append(plain_stack(vlm.text_fusion, text, image, valid, None)[0, 0])
-    return jnp.stack(images), jnp.stack(texts)
+    """Class and start tokens of `PAIRS`, one pair after the other run through both stacks alone."""
+
+    def fuse(pair):
+        i, t = pair
+        image, text, valid = image_BSD[i, None], text_BLD[t, None], jnp.asarray(batch["token_valid"])[t, None]
+        fused_image = plain_stack(vlm.image_fusion, image, text, None, valid)
+        fused_text = plain_stack(vlm.text_fusion, text, image, valid, None)
+        return fused_image[0, 0], fused_text[0, 0]
+
+    return jax.lax.map(fuse, PAIRS)
 
 
-@pytest.fixture(scope="module", params=[{"depth": 1, "tie": True}, {"depth": 2, "tie": False}], ids=str)
-def model(request):
-    """(fast, plain) of what the objectives read, each (arrays by name, gradients)."""
-    batch, tie = toy.batch(), request.param["tie"]
-
-    def fast(pretrainer):
-        ctx, objectives = pretrainer.context(batch, views=BOTH), pretrainer.objectives
-        image, text = ctx.fuse_pairs(*PAIRS)
-        words, pixels = objectives["masked_text"].predict(ctx)[0], objectives["masked_image"].predict(ctx)[0]
-        return {"pairs_image": image, "pairs_text": text, "words": words, "pixels": pixels}
-
-    def plain(pretrainer):
-        vlm, valid = pretrainer.vlm, batch["token_valid"]
-        image, text = vlm.image_encoder(batch["image"]), vlm.text_encoder(batch["tokens"], valid)
-        pairs_image, pairs_text = plain_pairs(vlm, batch, image, text)
-
-        to_words = pretrainer.objectives["masked_text"]
-        masked_text = vlm.text_encoder(batch["tokens_masked"], valid)
-        fused_text = plain_stack(vlm.text_fusion, masked_text, image, valid, None)
-        words = fused_text @ vlm.text_encoder.embedding[...].T + to_words.bias[...] if tie else to_words.to_words(fused_text)
-        count = pretrainer.context(batch).masked_tokens.ids_BM
-
-        to_pixels = pretrainer.objectives["masked_image"]
-        masked_image = vlm.image_encoder(batch["image"], batch["image_masked"])
-        fused_image = plain_stack(vlm.image_fusion, masked_image, text, None, valid)
-        pixels = to_pixels.to_pixels(plain_stack(to_pixels.decoder, fused_image, text, None, valid))
-        hidden = [x[1:][masked] for x, masked in zip(pixels, batch["image_masked"], strict=True)]
-        return {
-            "pairs_image": pairs_image,
-            "pairs_text": pairs_text,
-            "words": take(words, count),
-            "pixels": jnp.stack(hidden),
-        }
-
-    pretrainer = toy.pretrainer(depth=request.param["depth"], objectives={"masked_text": {"tie": tie}})
-    return [values_and_gradients(pretrainer, run, compiled=run is fast) for run in (fast, plain)]
+def saved(pretrainer: Pretrainer, batch: dict) -> dict[str, jax.Array]:
+    """What the objectives read, as they read it."""
+    ctx, objectives = pretrainer.context(batch, views=BOTH), pretrainer.objectives
+    image, text = ctx.fuse_pairs(*PAIRS)
+    words, pixels = objectives["masked_text"].predict(ctx)[0], objectives["masked_image"].predict(ctx)[0]
+    return {"pairs_image": image, "pairs_text": text, "words": words, "pixels": pixels}
 
 
-def test_pairs_of_gathered_memories_are_pairs_run_one_by_one(model):
-    (fast, _), (plain, _) = model
+def plain(pretrainer: Pretrainer, batch: dict) -> dict[str, jax.Array]:
+    """The same: every view encoded alone, every position computed, then the masked ones picked."""
+    vlm, valid = pretrainer.vlm, batch["token_valid"]
+    image, text = vlm.image_encoder(batch["image"]), vlm.text_encoder(batch["tokens"], valid)
+    pairs_image, pairs_text = plain_pairs(vlm, batch, image, text)
+
+    masked_text = pretrainer.objectives["masked_text"]
+    words = plain_stack(vlm.text_fusion, vlm.text_encoder(batch["tokens_masked"], valid), image, valid, None)
+    embedding = vlm.text_encoder.embedding[...]
+    words = words @ embedding.T + masked_text.bias[...] if masked_text.tie else masked_text.to_words(words)
+
+    masked_image = pretrainer.objectives["masked_image"]
+    fused = vlm.image_encoder(batch["image"], batch["image_masked"])
+    for stack in (vlm.image_fusion, masked_image.decoder):
+        fused = plain_stack(stack, fused, text, None, valid)
+    pixels = masked_image.to_pixels(fused)
+    hidden = [x[1:][mask] for x, mask in zip(pixels, batch["image_masked"], strict=True)]
+    return {
+        "pairs_image": pairs_image,
+        "pairs_text": pairs_text,
+        "words": take(words, pretrainer.context(batch).masked_tokens.ids_BM),
+        "pixels": jnp.stack(hidden),
+    }
+
+
+@pytest.fixture(scope="module")
+def with_gradients():
+    """(saved, plain) of a model of cross depth 2, each (arrays by name, gradients)."""
+    pretrainer, batch = toy.pretrainer(depth=2), toy.batch()
+    return [values_and_gradients(pretrainer, partial(run, batch=batch), compiled=True) for run in (saved, plain)]
+
+
+@pytest.fixture(scope="module")
+def shallow():
+    """(saved, plain) of a model of cross depth 1 with tied words, arrays by name."""
+    graphdef, params = split_model(toy.pretrainer(depth=1, objectives={"masked_text": {"tie": True}}))
+    runs = [lambda params, run=run: run(nnx.merge(graphdef, params), toy.batch()) for run in (saved, plain)]
+    return [jax.jit(run).lower(params).compile(UNOPTIMISED)(params) for run in runs]
+
+
+@pytest.fixture(params=["depth 2", "depth 1, tied words"])
+def both(request):
+    """(saved, plain), arrays by name."""
+    if request.param == "depth 2":
+        return [values for values, _ in request.getfixturevalue("with_gradients")]
+    return request.getfixturevalue("shallow")
+
+
+def test_pairs_of_gathered_memories_are_pairs_run_one_by_one(both):
     for name in ("pairs_image", "pairs_text"):
-        np.testing.assert_allclose(fast[name], plain[name], rtol=TOLERANCE, atol=TOLERANCE)
+        np.testing.assert_allclose(both[0][name], both[1][name], rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def test_word_logits_at_masked_tokens_are_all_logits_gathered(model):
-    (fast, _), (plain, _) = model
-    np.testing.assert_allclose(fast["words"], plain["words"], rtol=TOLERANCE, atol=TOLERANCE)
+@pytest.mark.parametrize("name", ["words", "pixels"])
+def test_predictions_at_masked_positions_are_all_predictions_gathered(both, name):
+    np.testing.assert_allclose(both[0][name], both[1][name], rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def test_pixels_at_masked_patches_are_all_pixels_gathered(model):
-    (fast, _), (plain, _) = model
-    np.testing.assert_allclose(fast["pixels"], plain["pixels"], rtol=TOLERANCE, atol=TOLERANCE)
-
-
-def test_gradients_with_every_saving_are_those_without(model):
-    (_, fast), (_, plain) = model
-    toy.assert_trees_close(fast, plain, TOLERANCE)
+def test_gradients_with_every_saving_are_those_without(with_gradients):
+    toy.assert_trees_close(with_gradients[0][1], with_gradients[1][1], TOLERANCE)
 
 
 def test_a_context_computes_every_memory_once(monkeypatch):

@@ -21,7 +21,9 @@ PLAIN = {"mlp_ratio": 4, "dropout": 0.0, "init_std": 0.02, "dtype": "float32"}
 
 def attention() -> tuple[Callable[[], nnx.Module], Callable]:
     arguments = {"heads": 2, "init_std": 0.02, "dtype": "float32"}
-    return lambda: Attention(16, **arguments, rngs=nnx.Rngs(0)), lambda m, x, context, valid: m(x, *m.project(context), valid)
+    return lambda: Attention(16, **arguments, rngs=nnx.Rngs(0)), lambda m, x, context, valid: m(
+        x, *m.project(context), valid
+    )
 
 
 def block(norm: str) -> tuple[Callable[[], nnx.Module], Callable]:

@@ -46,6 +46,4 @@ def test_target_is_the_pixels_of_the_named_patches():
     image = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     ids = np.array([[3, 0], [1, 2]], np.int32)
     patches = numpy_losses.patchify(image, 4)
-    np.testing.assert_array_equal(
-        masked_patch_target(image, ids, 4), np.stack([patches[b][ids[b]] for b in range(2)])
-    )
+    np.testing.assert_array_equal(masked_patch_target(image, ids, 4), np.stack([patches[b][ids[b]] for b in range(2)]))
