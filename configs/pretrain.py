@@ -70,11 +70,15 @@ def _schedule(config: ConfigDict, size: str, data: str) -> None:
         config.log_every, config.eval_every, config.checkpoint_every = 50, 10_000, 1_000
         return
     # From scratch: one rate for all, a second moment that follows a short run.
-    config.optim.lr = config.optim.encoder_lr = 1e-3 if size == "small" else 2e-3
+    config.optim.lr = config.optim.encoder_lr = 1e-3 if size == "small" else 1.5e-3
     config.optim.b2 = 0.98
+    # The paper sums its losses unweighted. From scratch the contrastive gradient, divided by the temperature, would
+    # drown the others in the encoders for most of a short run, and that of the pixels is the smallest.
+    config.objectives.contrastive.weight = 0.3
+    config.objectives.masked_image.weight = 3.0
     if size == "tiny":
-        config.steps = 700
-        config.checkpoint_every = 100
+        config.steps = 1_000
+        config.log_every, config.checkpoint_every = 20, 125
     elif size == "mini":
         config.batch_size = 128
         config.steps = 1_000

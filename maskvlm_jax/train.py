@@ -42,6 +42,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     pipeline.check_batch_size(source, config.batch_size, config.data.limit)
     _report(source)
     configs.claim_workdir(workdir, config)
+    if _is_finished(workdir, config.steps):
+        print("this run is finished; to score it anew use configs/evaluate.py")
+        evaluate.show(configs.read_json(workdir / "result.json"), workdir)
+        return
     tokenizer = _tokenizer(config, source, workdir)
     with jax.set_mesh(mesh):
         _train(config, workdir, source, tokenizer, mesh)
@@ -221,6 +225,11 @@ def _tokenizer(config: ConfigDict, source: Source, workdir: Path) -> Tokenizer:
             f"set --config.model.text.vocab_size={tokenizer.vocab_size} or more"
         )
     return tokenizer
+
+
+def _is_finished(workdir: Path, steps: int) -> bool:
+    path = workdir / "result.json"
+    return path.exists() and configs.read_json(path)["protocol"]["step"] == steps
 
 
 def _report(source: Source) -> None:

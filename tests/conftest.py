@@ -8,6 +8,8 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# Programs of toy size: quick to compile counts for more than quick to run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true")
 
 import pytest
 
@@ -23,6 +25,7 @@ TOY = {
     "model.image.image_size": 32,
     "model.image.patch": 8,
     "model.text.max_length": 20,
+    "masking.image_cell": 2,
     "optim.warmup_steps": 2,
     "evaluation.limit": 12,
     "evaluation.batch_size": 8,

@@ -55,6 +55,7 @@ def test_a_finished_run_is_not_trained_again(cli, finished_run):
     process = cli(PRETRAIN, f"--workdir={workdir}", *toy_flags())
     assert process.returncode == 0, process.stderr
     assert json.loads((workdir / "result.json").read_text()) == before
+    assert "this run is finished" in process.stdout
     assert "first step" not in process.stdout
 
 
@@ -65,7 +66,7 @@ BAD_FLAGS = [
     (["--confg=x"], "Did you mean: config"),
     (["steps=3"], "unknown argument 'steps=3'"),
     (["--config.model.image.patch=7"], "patch 7 does not divide model.image.image_size 48"),
-    (["--config.masking.image_cell=4"], "masking.image_cell 4 does not divide the 6 x 6 grid"),
+    (["--config.masking.image_cell=2"], "masking.image_cell 2 does not divide the 3 x 3 grid"),
     (["--config.model.text.heads=3"], "model.text.heads 3 does not divide its width 128"),
     (["--config.objectives.masked_image.decoder.heads=5"], "masked_image.decoder.heads 5 does not divide its width"),
     (["--config.model.text.width=64"], "widths must be equal, they are model.image.width 128, model.text.width 64"),

@@ -105,10 +105,12 @@ def test_a_damaged_checkpoint_is_told_moved_aside_and_the_one_before_goes_on(fin
 def test_without_a_whole_checkpoint_nothing_is_overwritten_and_the_run_says_so(cli, copy_of_run):
     for step in (copy_of_run / "checkpoints").iterdir():
         damage(step / "params")
+    (copy_of_run / "result.json").unlink()
     process = cli(PRETRAIN, f"--workdir={copy_of_run}", *toy_flags())
     assert process.returncode == 2
     assert "no checkpoint in" in process.stderr and process.stderr.count("\n") == 1
-    assert (copy_of_run / "result.json").exists()
+    assert {path.name for path in (copy_of_run / "checkpoints").iterdir()} == {"3.damaged", "4.damaged", "6.damaged"}
+    assert not (copy_of_run / "result.json").exists()
 
 
 def test_evaluating_a_damaged_checkpoint_is_one_clear_line(cli, copy_of_run):

@@ -1,4 +1,7 @@
-"""Ranks and recalls of cross-modal retrieval, several captions a picture; ties count against the model."""
+"""Ranks and recalls of cross-modal retrieval, several captions a picture.
+
+Ties count against the model, and so does a score that is no number: every comparison is written as "not below".
+"""
 
 import numpy as np
 
@@ -9,13 +12,13 @@ def image_to_text_ranks(score_IT: np.ndarray, image_of_caption: np.ndarray) -> n
     """(I,) rank of each picture's best own caption: how many captions of other pictures score at least as high."""
     own_IT = image_of_caption[None, :] == np.arange(score_IT.shape[0])[:, None]
     best_I = np.max(np.where(own_IT, score_IT, -np.inf), axis=1)
-    return np.sum(~own_IT & (score_IT >= best_I[:, None]), axis=1)
+    return np.sum(~own_IT & ~(score_IT < best_I[:, None]), axis=1)
 
 
 def text_to_image_ranks(score_IT: np.ndarray, image_of_caption: np.ndarray) -> np.ndarray:
     """(T,) rank of each caption's picture: how many other pictures score at least as high."""
     own_T = score_IT[image_of_caption, np.arange(len(image_of_caption))]
-    return np.sum(score_IT >= own_T[None, :], axis=0) - 1
+    return np.sum(~(score_IT < own_T[None, :]), axis=0) - 1
 
 
 def reranked(first_rank: np.ndarray, second_rank: np.ndarray, own_in_top: np.ndarray) -> np.ndarray:

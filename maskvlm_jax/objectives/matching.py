@@ -52,7 +52,7 @@ class Objective(nnx.Module):
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         image_key, text_key = jax.random.split(key)
-        similarity_BB, same_pair_BB = jax.lax.stop_gradient(ctx.similarity_BB), ctx.same_pair_BB
+        similarity_BB, same_pair_BB = ctx.similarity_BB, ctx.same_pair_BB
         text_of_image_B, image_found_B = sample_hard_negatives(text_key, similarity_BB, same_pair_BB)
         image_of_text_B, text_found_B = sample_hard_negatives(image_key, similarity_BB.T, same_pair_BB.T)
         own_B = jnp.arange(similarity_BB.shape[0])

@@ -26,7 +26,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(backend, ids, ids.values())
 
 
-# --- pictures ------------------------------------------------------------------------------------------------------------
+# --- pictures --------------------------------------------------------------------------------------------------------
 
 
 def test_the_papers_picture_has_30_of_49_cells_and_120_of_196_patches_hidden():
@@ -54,7 +54,7 @@ def test_every_cell_is_hidden_equally_often():
     np.testing.assert_allclose(draws.mean(axis=0), share, atol=5 * np.sqrt(share * (1 - share) / 4_000))
 
 
-# --- captions ------------------------------------------------------------------------------------------------------------
+# --- captions --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tokens", range(1, 29))
@@ -127,7 +127,7 @@ def test_a_caption_with_its_special_tokens_and_padding(tokenizer):
         np.testing.assert_array_equal(fields["tokens_masked"], np.where(masked, tokenizer.mask_id, tokens))
 
 
-# --- both ----------------------------------------------------------------------------------------------------------------
+# --- both ------------------------------------------------------------------------------------------------------------
 
 
 class OnePicture:

@@ -99,8 +99,8 @@ def test_re_ranking_by_hand():
         ranking.image_to_text_ranks(first, owner),
         ranking.text_to_image_ranks(first, owner),
     )
-    # Picture 0: of captions 1 and 0 its own wins (9.0 is no candidate). Picture 1: caption 2 wins. Picture 2: its own is
-    # no candidate and stays third.
+    # Picture 0: of captions 1 and 0 its own wins (9.0 is no candidate). Picture 1: caption 2 wins. Picture 2: its own
+    # is no candidate and stays third.
     assert values["rerank_i2t_r1"] == pytest.approx(100 / 3)
     # Caption 0: picture 0 beats 2. Caption 1: pictures 0 and 1 tie at 1.0. Caption 2: of pictures 1 and 0, its own is
     # no candidate.
@@ -114,3 +114,9 @@ def test_re_ranking_all_candidates_is_ranking_by_the_second_score():
     after = ranking.image_to_text_ranks(second, OWNER), ranking.text_to_image_ranks(second, OWNER)
     values = retrieval.rerank_recalls(second, everything, everything, OWNER, *before)
     assert values == ranking.recalls(*after, prefix="rerank_")
+
+
+def test_scores_that_are_no_numbers_are_the_worst_rank():
+    owner, nan = np.arange(3), np.full((3, 3), np.nan)
+    np.testing.assert_array_equal(ranking.image_to_text_ranks(nan, owner), 2)
+    np.testing.assert_array_equal(ranking.text_to_image_ranks(nan, owner), 2)

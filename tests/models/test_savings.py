@@ -179,26 +179,26 @@ def plain(pretrainer: Pretrainer, batch: dict) -> dict[str, jax.Array]:
 
 
 @pytest.fixture(scope="module")
-def with_gradients():
-    """(saved, plain) of a model of cross depth 2, each (arrays by name, gradients)."""
-    pretrainer, batch = toy.pretrainer(depth=2), toy.batch()
+def shallow():
+    """(saved, plain) of a model of cross depth 1 with tied words, each (arrays by name, gradients)."""
+    pretrainer, batch = toy.pretrainer(depth=1, objectives={"masked_text": {"tie": True}}), toy.batch()
     return [values_and_gradients(pretrainer, partial(run, batch=batch), compiled=True) for run in (saved, plain)]
 
 
 @pytest.fixture(scope="module")
-def shallow():
-    """(saved, plain) of a model of cross depth 1 with tied words, arrays by name."""
-    graphdef, params = split_model(toy.pretrainer(depth=1, objectives={"masked_text": {"tie": True}}))
+def deep():
+    """(saved, plain) of a model of cross depth 2, arrays by name."""
+    graphdef, params = split_model(toy.pretrainer(depth=2))
     runs = [lambda params, run=run: run(nnx.merge(graphdef, params), toy.batch()) for run in (saved, plain)]
     return [jax.jit(run).lower(params).compile(UNOPTIMISED)(params) for run in runs]
 
 
-@pytest.fixture(params=["depth 2", "depth 1, tied words"])
+@pytest.fixture(params=["depth 1, tied words", "depth 2"])
 def both(request):
     """(saved, plain), arrays by name."""
     if request.param == "depth 2":
-        return [values for values, _ in request.getfixturevalue("with_gradients")]
-    return request.getfixturevalue("shallow")
+        return request.getfixturevalue("deep")
+    return [values for values, _ in request.getfixturevalue("shallow")]
 
 
 def test_pairs_of_gathered_memories_are_pairs_run_one_by_one(both):
@@ -211,8 +211,8 @@ def test_predictions_at_masked_positions_are_all_predictions_gathered(both, name
     np.testing.assert_allclose(both[0][name], both[1][name], rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def test_gradients_with_every_saving_are_those_without(with_gradients):
-    toy.assert_trees_close(with_gradients[0][1], with_gradients[1][1], TOLERANCE)
+def test_gradients_with_every_saving_are_those_without(shallow):
+    toy.assert_trees_close(shallow[0][1], shallow[1][1], TOLERANCE)
 
 
 def test_a_context_computes_every_memory_once(monkeypatch):

@@ -106,7 +106,7 @@ def test_gradients_of_all_parameters_are_those_of_torch(both):
 
 
 def test_every_parameter_but_the_attention_key_bias_has_a_gradient(both):
-    expected, actual = both
+    _, actual = both
     for path, value in actual.param_grads.items():
         # A constant added to every key shifts all logits of a query alike: softmax, and so the loss, does not move.
         assert np.any(value) or path.endswith("key/bias"), path
