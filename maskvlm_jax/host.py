@@ -54,3 +54,5 @@ def quiet_libraries() -> None:
     logging.getLogger("jax").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
+    # Orbax drops its own coroutines where a checkpoint is damaged; we say that in a line of ours.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, message="coroutine .* was never awaited")
