@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
     (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
 
     watch = StepWatch(source, config.data.max_broken, told)
-    with stopping_signals() as stop:
+    with closing(checkpoints), closing(best), closing(writer), stopping_signals() as stop:
         for step in range(start + 1, config.steps + 1):
             clock = time.monotonic()
             batch = next(stream)
@@ -111,7 +112,6 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
                 watch.drain(progress)
                 checkpoints.save(state, watch.told)
                 if stop.signal:
-                    checkpoints.close()
                     raise Stopped(stop.signal, step)
                 if due["eval_every"] and not last:
                     with stop.at_once(step):
@@ -120,8 +120,6 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
         checkpoints.wait()
         with stop.at_once(config.steps):
             _finish(config, workdir, evaluation, state, writer, best, watch.told)
-    for closing in (checkpoints, best, writer):
-        closing.close()
 
 
 def _finish(config, workdir: Path, evaluation, state: TrainState, writer, best, told: dict[str, Any]) -> None:
