@@ -59,7 +59,7 @@ def set_size(config: ConfigDict, size: str) -> None:
         {
             "init_std": 0.02 if paper else 0.0,  # 0 = Xavier uniform: trains a narrow model from scratch in fewer steps
             "remat": "none",  # none | dots | full
-            "unroll": size in ("tiny", "mini"),  # loops over few narrow blocks cost a CPU a tenth of the step
+            "unroll": size in ("tiny", "mini"),  # faster on a CPU for few narrow blocks
             "dtype": "auto",  # bfloat16 on TPU and GPU, float32 on a CPU
         }
     )

@@ -72,8 +72,8 @@ def _schedule(config: ConfigDict, size: str, data: str) -> None:
     # From scratch: one rate for all, a second moment that follows a short run.
     config.optim.lr = config.optim.encoder_lr = 1e-3 if size == "small" else 1.5e-3
     config.optim.b2 = 0.98
-    # The paper sums its losses unweighted. From scratch the contrastive gradient, divided by the temperature, would
-    # drown the others in the encoders for most of a short run, and that of the pixels is the smallest.
+    # The paper sums its losses unweighted. In a short run from scratch the contrastive gradient, divided by the
+    # temperature, is the largest by far and that of the pixels the smallest; these weights are tried, not searched.
     config.objectives.contrastive.weight = 0.3
     config.objectives.masked_image.weight = 3.0
     if size == "tiny":
