@@ -31,7 +31,7 @@ import simplejpeg
 from ml_collections import ConfigDict
 
 from configs import common, pretrain
-from maskvlm_jax import host
+from maskvlm_jax import host, train
 from maskvlm_jax.data import masking, pipeline, transforms
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.sources import Source, open_source
@@ -86,19 +86,6 @@ class TimedSource:
         return self._get(index)
 
 
-def make_example(config: ConfigDict, source: Any, tokenizer: Tokenizer) -> pipeline.MakeExample:
-    """The transformation that training uses."""
-    return pipeline.MakeExample(
-        source,
-        tokenizer,
-        image_size=config.model.image.image_size,
-        patch=config.model.image.patch,
-        max_length=config.model.text.max_length,
-        augment=config.data.augment.to_dict(),
-        masking_options=config.masking.to_dict(),
-    )
-
-
 def time_stages(config: ConfigDict, source: Source, tokenizer: Tokenizer, pictures: int) -> dict[str, Seconds]:
     """Seconds of each stage over the first pictures, in the order of the pipeline."""
     stopwatch, files = Stopwatch(), config.data.source == "files"
@@ -112,7 +99,7 @@ def time_stages(config: ConfigDict, source: Source, tokenizer: Tokenizer, pictur
         (tokenizer, "encode", "tokenise"),
         *((masking, name, "masks") for name in ("sample_image_mask", "sample_text_mask", "corrupt_tokens")),
     ]
-    example = make_example(config, TimedSource(source, stopwatch, "read" if files else "draw"), tokenizer)
+    example = train.make_example(config, TimedSource(source, stopwatch, "read" if files else "draw"), tokenizer)
     with contextlib.ExitStack() as stack:
         for owner, name, stage in parts:
             timed = stopwatch.timed(stage, getattr(owner, name))
@@ -126,7 +113,7 @@ def time_stages(config: ConfigDict, source: Source, tokenizer: Tokenizer, pictur
 
 def time_examples(config: ConfigDict, source: Source, tokenizer: Tokenizer, pictures: int) -> Seconds:
     """Seconds of whole examples, without the overhead of timing their stages."""
-    example = make_example(config, source, tokenizer)
+    example = train.make_example(config, source, tokenizer)
     clock, cpu = time.perf_counter(), time.process_time()
     for i in range(pictures):
         example.random_map(i, np.random.default_rng(i))
@@ -140,7 +127,7 @@ def started_stream(
     """The stream of batches that training reads, once every worker has delivered."""
     stream = pipeline.train_stream(
         source,
-        make_example(config, source, tokenizer),
+        train.make_example(config, source, tokenizer),
         batch_size=config.batch_size,
         seed=config.seed,
         start=0,

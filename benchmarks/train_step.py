@@ -25,17 +25,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
 from configs import common, pretrain
 from maskvlm_jax import config as configs
-from maskvlm_jax import flops, host, optim, sharding, train_step
+from maskvlm_jax import flops, host, optim, sharding, train, train_step
 from maskvlm_jax.context import masked_token_capacity
 from maskvlm_jax.data import masking
 from maskvlm_jax.data.batch import Batch
 from maskvlm_jax.errors import UserError
-from maskvlm_jax.pretrainer import Pretrainer
 
 # A parameter belongs to the first tower whose name its path has; the heads have the rest.
 TOWERS = {
@@ -121,28 +119,12 @@ def synthetic_batch(config: ConfigDict) -> Batch:
 def compile_step(config: ConfigDict) -> tuple[Any, train_step.TrainState, dict[str, jax.Array], dict[str, float]]:
     """The compiled step, its first state and batch, and the seconds it took to trace and to compile."""
     mesh = sharding.make_mesh(**config.mesh)
-    options = config.optim.to_dict()
-    accumulate, ema_decay = options.pop("accumulate"), options.pop("ema_decay")
-    sharding.check_batch(config.batch_size, accumulate, mesh)
-    tx, schedule = optim.make_optimizer(**options, steps=config.steps)
-    arguments = configs.model_arguments(config)
+    sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
     with jax.set_mesh(mesh):
-        graphdef, init, shardings = train_step.init_state(
-            lambda: Pretrainer(**arguments, rngs=nnx.Rngs(config.seed)), tx, ema=bool(ema_decay), mesh=mesh
-        )
-        step = train_step.make_train_step(
-            graphdef,
-            tx,
-            schedule,
-            seed=config.seed,
-            accumulate=accumulate,
-            ema_decay=ema_decay,
-            shardings=shardings,
-            mesh=mesh,
-        )
-        state, batch = init(), sharding.put(synthetic_batch(config), mesh)
+        built = train.build(config, mesh)
+        state, batch = built.init(), sharding.put(synthetic_batch(config), mesh)
         clock = time.perf_counter()
-        lowered = step.lower(state, batch)
+        lowered = built.step.lower(state, batch)
         traced = time.perf_counter()
         compiled = lowered.compile()
         seconds = {"trace": traced - clock, "compile": time.perf_counter() - traced}

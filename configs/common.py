@@ -24,7 +24,7 @@ def parse_arg(arg: str, **allowed: tuple[str, ...]) -> dict[str, str]:
 # tokens, vocabulary, width of the contrastive space.
 _SIZES = {
     # Learns the generated scenes in ten minutes on two CPU cores: a patch holds one place of the scene's grid.
-    "tiny": (48, 16, 1, 128, 2, 4, 2, 2, 1, 20, 256, 128),
+    "tiny": (48, 16, 1, 128, 4, 4, 2, 2, 1, 20, 256, 128),
     # Learns a few thousand photographs in an hour on two CPU cores. With so little time the number of pictures seen
     # counts for more than width: 49 patches of 16 pixels keep the detail of a 112-pixel picture at the cost of a small
     # one, and 128 channels leave time for thirty looks at each picture.
@@ -133,7 +133,8 @@ def evaluation_block(name: str) -> ConfigDict:
     """`config.evaluation` of a named set."""
     return ConfigDict(
         {
-            "split": "test" if name == "scenes" else "val",
+            "split": "val" if name == "flickr8k" else "test",  # of the final scores; Flickr8k's test list is optional
+            "during": "val",  # scored during training: picks the best checkpoint
             "also": ("novel",) if name == "scenes" else (),  # more splits that the final evaluation scores
             "limit": 0,  # first pictures only; 0 = all
             "captions_per_image": 1 if name == "scenes" else 0,  # 0 = all

@@ -70,19 +70,19 @@ def _schedule(config: ConfigDict, size: str, data: str) -> None:
         config.log_every, config.eval_every, config.checkpoint_every = 50, 10_000, 1_000
         return
     # From scratch: one rate for all, a second moment that follows a short run.
-    config.optim.lr = config.optim.encoder_lr = 1e-3 if size == "small" else 1.5e-3
+    config.optim.lr = config.optim.encoder_lr = 1.5e-3 if size == "tiny" else 1e-3
     config.optim.b2 = 0.98
-    # The paper sums its losses unweighted. In a short run from scratch the contrastive gradient, divided by the
-    # temperature, is the largest by far and that of the pixels the smallest; these weights are tried, not searched.
-    config.objectives.contrastive.weight = 0.3
-    config.objectives.masked_image.weight = 3.0
     if size == "tiny":
         config.steps = 1_000
         config.log_every, config.checkpoint_every = 20, 125
+        # The paper sums its losses unweighted. In a run this short the contrastive gradient, divided by the
+        # temperature, is the largest by far and that of the pixels the smallest; these weights are tried, not searched.
+        config.objectives.contrastive.weight = 0.3
+        config.objectives.masked_image.weight = 3.0
     elif size == "mini":
         config.batch_size = 128
-        config.steps = 1_000
-        config.eval_every = config.checkpoint_every = 200
+        config.steps = 1_250
+        config.eval_every = config.checkpoint_every = 250
         config.optim.weight_decay = 0.1
     if data == "flickr8k":
         # Whole scenes: captions tell of people, dogs and what is around them, which small crops lose.

@@ -1,10 +1,10 @@
 """Pre-training: data, build, restore, step, log, evaluate, save."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,7 +39,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
     sharding.check_batch(config.evaluation.batch_size, 1, mesh)
     source = open_source(config.data.to_dict(), config.data.split, config.model.image.image_size)
-    open_source(config.data.to_dict(), config.evaluation.split, config.model.image.image_size)
+    for split in (config.evaluation.during, config.evaluation.split):
+        open_source(config.data.to_dict(), split, config.model.image.image_size)
     pipeline.check_batch_size(source, config.batch_size, config.data.limit)
     _report(source)
     configs.claim_workdir(workdir, config)
@@ -52,7 +53,17 @@ def run(config: ConfigDict, workdir: Path) -> None:
         _train(config, workdir, source, tokenizer, mesh)
 
 
-def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> None:
+class Built(NamedTuple):
+    """What a config and a mesh make of the model: its graph definition, first state, step, and where arrays lie."""
+
+    graphdef: nnx.GraphDef
+    init: Callable[[], TrainState]
+    step: Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+    shardings: TrainState
+
+
+def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Built:
+    """Model, optimizer and jitted step of a config; nothing is allocated before `init` is called."""
     options = config.optim.to_dict()
     accumulate, ema_decay = options.pop("accumulate"), options.pop("ema_decay")
     tx, schedule = optim.make_optimizer(**options, steps=config.steps)
@@ -60,12 +71,7 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
     graphdef, init, shardings = train_step.init_state(
         lambda: Pretrainer(**arguments, rngs=nnx.Rngs(config.seed)), tx, ema=bool(ema_decay), mesh=mesh
     )
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
-    best = Checkpoints(workdir / "best")
-    state, told = _restore_or_init(config, checkpoints, init, shardings)
-    start = int(state.step)
-
-    step_fn = train_step.make_train_step(
+    step = train_step.make_train_step(
         graphdef,
         tx,
         schedule,
@@ -75,18 +81,33 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
         shardings=shardings,
         mesh=mesh,
     )
-    evaluation = evaluate.Evaluation(config, graphdef, tokenizer, mesh)
+    return Built(graphdef, init, step, shardings)
+
+
+def make_example(config: ConfigDict, source: Source, tokenizer: Tokenizer) -> pipeline.MakeExample:
+    """The transformation from stream position to example."""
+    return pipeline.MakeExample(
+        source,
+        tokenizer,
+        image_size=config.model.image.image_size,
+        patch=config.model.image.patch,
+        max_length=config.model.text.max_length,
+        augment=config.data.augment.to_dict(),
+        masking_options=config.masking.to_dict(),
+    )
+
+
+def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> None:
+    built = build(config, mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
+    best = Checkpoints(workdir / "best")
+    state, told = _restore_or_init(config, checkpoints, built)
+    start = int(state.step)
+    evaluation = evaluate.Evaluation(config, built.graphdef, tokenizer, mesh)
     writer = metrics.MetricWriter(workdir, start)
     progress = metrics.Progress(batch_size=config.batch_size, steps=config.steps)
     stream = _stream(config, source, tokenizer, start)
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    print(
-        f"{config.name}: {parameters:,} parameters, {len(source):,} pictures, {tokenizer.vocab_size} tokens, "
-        f"{jax.device_count()} {jax.default_backend()} device(s), {'step ' + str(start) if start else 'a new run'} "
-        f"in {workdir}"
-    )
-    (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
-
+    _introduce(config, workdir, source, tokenizer, state)
     watch = StepWatch(source, config.data.max_broken, told)
     with closing(checkpoints), closing(best), closing(writer), stopping_signals() as stop:
         for step in range(start + 1, config.steps + 1):
@@ -94,7 +115,7 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
             batch = next(stream)
             progress.waited(time.monotonic() - clock)
             host_only = {key: batch.pop(key) for key in batches.HOST_KEYS}
-            state, values = step_fn(state, sharding.put(batches.trim(batch, config.data.text_buckets), mesh))
+            state, values = built.step(state, sharding.put(batches.trim(batch, config.data.text_buckets), mesh))
 
             # One step behind the device, so that it never waits for the host, and a bad loss is caught a step later.
             watch.push(step, values, host_only, progress)
@@ -122,21 +143,32 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
             _finish(config, workdir, evaluation, state, writer, best, watch.told)
 
 
+def _introduce(config, workdir: Path, source: Source, tokenizer: Tokenizer, state: TrainState) -> None:
+    """Prints what is about to be trained and writes the table of its parameters."""
+    parameters, start = sum(x.size for x in jax.tree.leaves(state.params)), int(state.step)
+    print(
+        f"{config.name}: {parameters:,} parameters, {len(source):,} pictures, {tokenizer.vocab_size} tokens, "
+        f"{jax.device_count()} {jax.default_backend()} device(s), {'step ' + str(start) if start else 'a new run'} "
+        f"in {workdir}"
+    )
+    (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
+
+
 def _finish(config, workdir: Path, evaluation, state: TrainState, writer, best, told: dict[str, Any]) -> None:
+    _evaluate(config, evaluation, state, config.steps, writer, best, told)
     print("final evaluation ...", flush=True)
     params = _weights(config, state)
     lineage = evaluate.lineage_of(config, workdir, config.steps, params)
     result = evaluate.final_result(evaluation, config, params, folder=workdir, lineage=lineage)
     writer.write(config.steps, config.evaluation.split, result["metrics"])
-    _keep_best(config, state, config.steps, result["metrics"], best, told)
     if told["replaced"]:
         print(f"{told['replaced']} broken picture(s) were replaced during training, the last {told['last_replaced']}")
     evaluate.show(result, workdir)
 
 
 def _evaluate(config, evaluation, state: TrainState, step: int, writer, best, told: dict[str, Any]) -> None:
-    """Recalls of the contrastive features; the rest waits for the end of the run."""
-    split = config.evaluation.split
+    """Recalls of the contrastive features on the split that picks the best; the rest waits for the end of the run."""
+    split = config.evaluation.during
     values = evaluation.retrieval(_weights(config, state), split, rerank=False)
     writer.write(step, split, values)
     _keep_best(config, state, step, values, best, told)
@@ -164,35 +196,27 @@ def _log(step: int, writer: metrics.MetricWriter, progress: metrics.Progress) ->
         progress.restart()
 
 
-def _restore_or_init(config, checkpoints: Checkpoints, init, shardings) -> tuple[TrainState, dict[str, Any]]:
+def _restore_or_init(config, checkpoints: Checkpoints, built: Built) -> tuple[TrainState, dict[str, Any]]:
     """The newest checkpoint of the workdir, else new parameters, else those of `config.checkpoint`."""
-    restored = checkpoints.restore_newest(train_step.abstract_state(init, shardings))
+    abstract = train_step.abstract_state(built.init, built.shardings)
+    restored = checkpoints.restore_newest(abstract)
     if restored is not None:
         return restored
-    state = init()
+    state = built.init()
     if config.checkpoint:
         other = Checkpoints(Path(config.checkpoint) / "checkpoints", writable=False)
         if not other.steps:
             raise UserError(f"there is no checkpoint in {config.checkpoint}; set --config.checkpoint to a workdir")
-        params = other.load_params(other.steps[-1], train_step.abstract_state(init, shardings).params)
+        params = other.load_params(other.steps[-1], abstract.params)
         other.close()
         state = state._replace(params=params, ema=jax.tree.map(lambda x: x.copy(), params) if state.ema else {})
     return state, {"seen": 0, "replaced": 0, "last_replaced": "", "best": -1.0, "best_step": 0}
 
 
 def _stream(config: ConfigDict, source: Source, tokenizer: Tokenizer, start: int) -> Iterator[dict[str, np.ndarray]]:
-    make_example = pipeline.MakeExample(
-        source,
-        tokenizer,
-        image_size=config.model.image.image_size,
-        patch=config.model.image.patch,
-        max_length=config.model.text.max_length,
-        augment=config.data.augment.to_dict(),
-        masking_options=config.masking.to_dict(),
-    )
     return pipeline.train_stream(
         source,
-        make_example,
+        make_example(config, source, tokenizer),
         batch_size=config.batch_size,
         seed=config.seed,
         start=start,

@@ -1,9 +1,8 @@
 """Telegraphic English for scenes: true, lower case, and almost all of it words that only the picture can tell.
 
-Four arrangements share one small grammar. A phrase is `size texture colour shape`, some of the attributes left out.
+Three arrangements share one small grammar. A phrase is `size texture colour shape`, some of the attributes left out.
 
     list      small red star top left blue ring bottom      (each place follows its object)
-    lead      top left small red star bottom blue ring      (each place precedes its object)
     chain     small red star above large blue ring          (each relation holds between its two neighbours)
     sentence  there is a small red star above a large blue ring
 """
@@ -19,7 +18,7 @@ CAPTION_ROLLS = 12  # the rolls set aside for one caption
 NUMBERS = ("", "one", "two", "three")
 
 _ORDERS = tuple(tuple(itertools.permutations(range(n))) for n in range(4))
-_ARRANGEMENTS = ("list",) * 5 + ("lead",) * 4 + ("chain",) * 3 + ("sentence",) * 2
+_ARRANGEMENTS = ("list",) * 9 + ("chain",) * 3 + ("sentence",) * 2
 # Which attributes a phrase states, by how many objects are mentioned: the fewer objects, the more must be said of each
 # for a caption to pick out its picture. Texture and place are stated more often than size, which is half guessed.
 _SIZE, _TEXTURE, _PLACE = 1, 2, 4
@@ -44,8 +43,6 @@ def caption(scene: Scene, dice: Dice) -> str:
         words = _counted(mentioned, dice)
     elif arrangement == "list":
         words = _listed(mentioned, dice)
-    elif arrangement == "lead":
-        words = _led(mentioned, dice)
     elif len(mentioned) == 1:
         words = ["there is", *_with_article(_phrase(mentioned[0], _SIZE | _TEXTURE)), PLACES[mentioned[0].place]]
     else:
@@ -97,11 +94,6 @@ def _pick(choices: tuple[T, ...], dice: Dice) -> T:
 def _listed(things: list[SceneObject], dice: Dice) -> list[str]:
     details = _pick(_PLACED[len(things)], dice)
     return _joined([[*_phrase(thing, details), PLACES[thing.place]] for thing in things], dice)
-
-
-def _led(things: list[SceneObject], dice: Dice) -> list[str]:
-    details = _pick(_PLACED[len(things)], dice)
-    return _joined([[PLACES[thing.place], *_phrase(thing, details)] for thing in things], dice)
 
 
 def _chained(things: list[SceneObject], dice: Dice, *, sentence: bool) -> list[str]:

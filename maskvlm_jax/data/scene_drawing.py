@@ -7,14 +7,15 @@ import numpy as np
 
 from maskvlm_jax.data.scene_world import Scene, SceneObject
 
-# Luma differs as well as hue, and every colour stands out from every background.
+# Every colour is brighter than every background, so that "here is an object" is a linear feature of the pixels. With
+# light and dark grounds mixed it is none, and shapes and places are learned several times later.
 RGB = {
-    "red": (215, 25, 30), "orange": (255, 130, 0), "yellow": (255, 225, 15), "green": (15, 150, 45),
-    "cyan": (10, 215, 230), "blue": (30, 75, 240), "purple": (150, 45, 205), "pink": (255, 115, 195),
+    "red": (255, 62, 50), "orange": (255, 150, 20), "yellow": (255, 238, 50), "green": (60, 225, 80),
+    "cyan": (60, 230, 250), "blue": (90, 140, 255), "purple": (190, 95, 255), "pink": (255, 150, 215),
 }  # fmt: skip
 BACKGROUND_RGB = {
-    "grey": (128, 130, 134), "cream": (240, 232, 210), "navy": (24, 30, 62), "mint": (186, 222, 202),
-    "brown": (82, 58, 44),
+    "grey": (80, 82, 86), "black": (14, 14, 16), "navy": (18, 24, 78), "teal": (8, 66, 64),
+    "brown": (76, 46, 26),
 }  # fmt: skip
 
 _GRID = 40  # the outlines below are given on a 40x40 square
@@ -96,5 +97,5 @@ def draw(scene: Scene, noise: np.ndarray, *, image_size: int) -> np.ndarray:
 def _draw_object(picture: np.ndarray, thing: SceneObject) -> None:
     image_size = len(picture)
     x0, y0, x1, y1 = thing.box(image_size)
-    below, paint = _paint(thing.shape, thing.colour, thing.texture, x1 - x0, max(1, image_size // 32))
+    below, paint = _paint(thing.shape, thing.colour, thing.texture, x1 - x0, max(1, image_size // 24))
     picture[y0:y1, x0:x1] = (picture[y0:y1, x0:x1] * below + paint) // _FINE**2

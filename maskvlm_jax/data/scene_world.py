@@ -12,7 +12,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moo
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "dotted")
-BACKGROUNDS = ("grey", "cream", "navy", "mint", "brown")
+BACKGROUNDS = ("grey", "black", "navy", "teal", "brown")
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 RELATIONS = ("above", "below", "left of", "right of")
 

@@ -19,7 +19,7 @@ SPLIT_LENGTHS = {"train": 100_000, "val": 1_000, "test": 1_000, "novel": 1_000}
 CAPTIONS_PER_SCENE = 5
 MIN_IMAGE_SIZE = 32  # a small object is 6 pixels across there
 
-_VERSION = 2  # of the generator: raise it whenever any picture or caption changes
+_VERSION = 3  # of the generator: raise it whenever any picture or caption changes
 _ITEM_WORDS = SCENE_ROLLS + CAPTIONS_PER_SCENE * CAPTION_ROLLS
 
 

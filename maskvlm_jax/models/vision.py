@@ -3,6 +3,7 @@
 import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from maskvlm_jax.models.layers import Block, Dense, Dtype, LayerNorm, dropout, token_init
@@ -20,8 +21,21 @@ def unpatchify(patch_BNF: jax.Array, patch: int) -> jax.Array:
     return einops.rearrange(patch_BNF, "b (h w) (p q c) -> b (h p) (w q) c", h=side, p=patch, q=patch)
 
 
+def sincos_positions(side: int, width: int) -> np.ndarray:
+    """(side * side, width) sines and cosines of row and column at geometric wavelengths, as MAE (arXiv 2111.06377)."""
+    rates = 10_000.0 ** -np.linspace(0, 1, width // 4, endpoint=False)
+    angles = np.arange(side)[:, None] * rates
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # (side, width / 2)
+    row, column = np.repeat(waves, side, axis=0), np.tile(waves, (side, 1))
+    return np.concatenate([row, column], axis=1).astype(np.float32)
+
+
 class ImageEncoder(nnx.Module):
-    """Pre-norm ViT with a class token and learned positions (Dosovitskiy et al. 2021, arXiv 2010.11929)."""
+    """Pre-norm ViT with a class token and learned positions (Dosovitskiy et al. 2021, arXiv 2010.11929).
+
+    With `init_std` 0 (training from scratch, as MAE) the positions start from sines and cosines, of the size of the
+    pixel embeddings that they are added to.
+    """
 
     def __init__(
         self,
@@ -44,7 +58,10 @@ class ImageEncoder(nnx.Module):
         self.patch_embedding = Dense(3 * patch**2, width, **common, rngs=rngs)
         self.class_token = nnx.Param(token_init()(rngs.params(), (1, 1, width), jnp.float32))
         self.mask_token = nnx.Param(token_init()(rngs.params(), (1, 1, width), jnp.float32))
-        self.position = nnx.Param(token_init()(rngs.params(), (1, 1 + patches, width), jnp.float32))
+        position = token_init()(rngs.params(), (1, 1 + patches, width), jnp.float32)
+        if init_std == 0:
+            position = position.at[0, 1:].set(sincos_positions(image_size // patch, width))
+        self.position = nnx.Param(position)
         block = {"heads": heads, "mlp_ratio": mlp_ratio, "norm": "pre", "eps": 1e-6, "dropout": dropout, **common}
         self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
         self.norm = LayerNorm(width, eps=1e-6, dtype=dtype, rngs=rngs)

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from maskvlm_jax.data.scene_drawing import draw, noise_words
+from maskvlm_jax.data.scene_drawing import BACKGROUND_RGB, RGB, draw, noise_words
 from maskvlm_jax.data.scene_world import BACKGROUNDS, COLOURS, NOVEL_KINDS, PLACES, RELATIONS, SHAPES, SIZES, TEXTURES
 from maskvlm_jax.data.scenes import SPLIT_LENGTHS, Scenes
 from maskvlm_jax.errors import UserError
 
 # Of the pictures and captions of the first 20 test scenes; a change of the generator must change `_VERSION` too.
-GOLDEN = "92296c32cc36570b266cf11148024c6adf502e0a646988b0c23c6ce24cda6598"
+GOLDEN = "94c99b8424f4f802ce333a390128dfbbfcefaef01460d50879e87b2152c1734a"
 PLURALS = {("crosses" if shape == "cross" else shape + "s"): shape for shape in SHAPES}
 COUNTS = {"two": 2, "three": 3}
 GLUE = ("there", "is", "a", "an", "and", "with")
@@ -79,13 +79,11 @@ def read(caption: str) -> Facts:
         del words[at : at + 2]
         assert facts.background in BACKGROUNDS
     words = [word for word in words if word not in GLUE]
-    place_first = read_place(list(words)) is not None
     while words:
         if relation := read_relation(words):
             facts.relations.append((len(facts.mentions) - 1, relation, len(facts.mentions)))
-        place = read_place(words) if place_first else None
         mention = read_attributes(words)
-        place = place or (None if place_first else read_place(words))
+        place = read_place(words)
         facts.mentions.append(mention | ({"place": place} if place else {}))
     return facts
 
@@ -242,6 +240,12 @@ def test_an_object_changes_only_and_nearly_all_of_its_box():
             x0, y0, x1, y1 = thing.box(64)
             assert x0 <= x.min() <= x0 + 3 and y0 <= y.min() <= y0 + 3
             assert x1 > x.max() >= x1 - 5 and y1 > y.max() >= y1 - 5
+
+
+def test_every_colour_is_brighter_than_every_background():
+    luma = np.array([0.299, 0.587, 0.114])
+    assert min(luma @ rgb for rgb in RGB.values()) > 1.3 * max(luma @ rgb for rgb in BACKGROUND_RGB.values())
+    assert set(RGB) == set(COLOURS) and set(BACKGROUND_RGB) == set(BACKGROUNDS)
 
 
 @pytest.mark.parametrize("image_size", [32, 45, 64, 100, 224, 333])

@@ -1,9 +1,11 @@
 """Pictures are cut into patches row by row, and hidden patches cannot be seen."""
 
+import math
+
 import numpy as np
 import pytest
 
-from maskvlm_jax.models.vision import patchify, unpatchify
+from maskvlm_jax.models.vision import patchify, sincos_positions, unpatchify
 from tests.reference import numpy_losses, toy
 
 
@@ -16,6 +18,19 @@ def test_patchify_is_the_naive_cutting(height, width, patch):
 def test_unpatchify_undoes_patchify():
     image = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
     np.testing.assert_array_equal(unpatchify(patchify(image, 4), 4), image)
+
+
+def test_positions_are_sines_and_cosines_of_row_and_column():
+    side, width = 3, 8
+    expected = np.zeros((side * side, width))
+    for row in range(side):
+        for column in range(side):
+            for half, place in enumerate((row, column)):
+                for k in range(width // 4):
+                    angle = place / 10_000 ** (k / (width // 4))
+                    expected[row * side + column, half * width // 2 + k] = math.sin(angle)
+                    expected[row * side + column, half * width // 2 + width // 4 + k] = math.cos(angle)
+    np.testing.assert_allclose(sincos_positions(side, width), expected, atol=1e-6)
 
 
 def test_pixels_of_hidden_patches_do_not_change_the_encoding():
