@@ -1,32 +1,16 @@
 """Data source `files`: a folder of pictures with a caption file beside it."""
 
-import csv
 import hashlib
-import io
 import json
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from maskvlm_jax.data.caption_files import read_captions, read_split_list
 from maskvlm_jax.errors import UserError
-
-Json = Any  # what `json.loads` gives back: nothing is known of it before it is checked
-
-
-class CaptionTable(NamedTuple):
-    """What a caption file says, in its own order.
-
-    Attributes:
-      captions: picture name -> its captions as they are written in the file.
-      splits: split name -> the pictures in it; empty where the format has no splits.
-    """
-
-    captions: dict[str, list[str]]
-    splits: dict[str, list[str]]
 
 
 class Files:
@@ -70,7 +54,7 @@ class Files:
             raise UserError(f"{self._folder}: no such picture folder; set --config.data.images or --config.data.root")
         table = read_captions(root_path / captions)
         if splits is not None:
-            names = _read_split_list(root_path / _lookup(splits, split, "the configuration"))
+            names = read_split_list(root_path / _lookup(splits, split, "the configuration"))
         elif table.splits:
             names = _lookup(table.splits, split, captions)
         else:
@@ -112,149 +96,11 @@ class Files:
         return digest.hexdigest()
 
 
-def read_captions(path: Path) -> CaptionTable:
-    """Reads a caption file, whose format is told by its ending and content.
-
-    `.csv`, `.txt`: header `image,caption`, one row a caption. `.jsonl`: one object a line with `image` and `captions`
-    (a list) or `caption`. `.json`: COCO captions (`images`, `annotations`) or a Karpathy split (`images` that have
-    `split` and `sentences`; `restval` counts as `train`).
-
-    Raises:
-      UserError: the file is missing or malformed; the message names the row.
-    """
-    parsers = {".csv": _parse_csv, ".txt": _parse_csv, ".jsonl": _parse_jsonl, ".json": _parse_json}
-    ending = path.suffix.lower()
-    if ending not in parsers:
-        raise UserError(f"{path}: caption files end in {', '.join(parsers)}; rename or convert it")
-    return parsers[ending](_read_text(path, "caption file"), path.name)
-
-
-def _parse_csv(text: str, file: str) -> CaptionTable:
-    # `strict` turns a quote that is never closed into an error; without it the rest of the file becomes one caption.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    captions: dict[str, list[str]] = {}
-    try:
-        header = next(reader, [])
-        if [column.strip() for column in header] != ["image", "caption"]:
-            raise UserError(f"{file} row 1: the header is {','.join(header)[:80]!r}; it must be image,caption")
-        for row in reader:
-            where = f"{file} row {reader.line_num}"
-            if not row:
-                continue
-            if len(row) != 2:
-                raise UserError(f"{where}: {len(row)} columns instead of 2; put quotes around a caption with commas")
-            captions.setdefault(_picture_name(row[0], where), []).append(row[1])
-    except csv.Error as error:
-        raise UserError(f"{file} row {reader.line_num}: {error}; check the quotes") from error
-    return CaptionTable(captions, {})
-
-
-def _parse_jsonl(text: str, file: str) -> CaptionTable:
-    captions: dict[str, list[str]] = {}
-    # Not `splitlines`: it also breaks at characters such as U+2028, which may stand unescaped in a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{file} row {number}"
-        entry = _load_json(line, where)
-        several = isinstance(entry, dict) and "captions" in entry
-        written = _field(entry, "captions", list, where) if several else [_field(entry, "caption", str, where)]
-        if not all(isinstance(caption, str) for caption in written):
-            raise UserError(f"{where}: captions must be a list of strings")
-        captions.setdefault(_picture_name(_field(entry, "image", str, where), where), []).extend(written)
-    return CaptionTable(captions, {})
-
-
-def _parse_json(text: str, file: str) -> CaptionTable:
-    document = _load_json(text, file)
-    images = _field(document, "images", list, file)
-    if "annotations" in document:
-        return _parse_coco(images, _field(document, "annotations", list, file), file)
-    return _parse_karpathy(images, file)
-
-
-def _parse_coco(images: list[Json], annotations: list[Json], file: str) -> CaptionTable:
-    names: dict[int | str, str] = {}
-    for where, entry in _rows(images, f"{file} images"):
-        key = _field(entry, "id", (int, str), where)
-        if key in names:
-            raise UserError(f"{where}: id {key!r} is used twice; give each picture an id of its own")
-        names[key] = _picture_name(_field(entry, "file_name", str, where), where)
-    captions: dict[str, list[str]] = {name: [] for name in names.values()}
-    for where, entry in _rows(annotations, f"{file} annotations"):
-        key = _field(entry, "image_id", (int, str), where)
-        if key not in names:
-            raise UserError(f"{where}: image_id {key!r} is not among the images; remove the row or add the picture")
-        captions[names[key]].append(_field(entry, "caption", str, where))
-    return CaptionTable(captions, {})
-
-
-def _parse_karpathy(images: list[Json], file: str) -> CaptionTable:
-    captions: dict[str, list[str]] = {}
-    splits: dict[str, list[str]] = {}
-    for where, entry in _rows(images, f"{file} images"):
-        filename = _field(entry, "filename", str, where)
-        folder = _field(entry, "filepath", str, where) if "filepath" in entry else ""
-        name = _picture_name(posixpath.join(folder, filename), where)
-        split = _field(entry, "split", str, where)
-        splits.setdefault("train" if split == "restval" else split, []).append(name)
-        sentences = _field(entry, "sentences", list, where)
-        captions.setdefault(name, []).extend(_field(sentence, "raw", str, where) for sentence in sentences)
-    return CaptionTable(captions, splits)
-
-
-def _rows(entries: list[Json], file: str) -> Iterator[tuple[str, Json]]:
-    """Yields each entry of a JSON list after the words that an error names it with."""
-    for number, entry in enumerate(entries, start=1):
-        yield f"{file} row {number}", entry
-
-
-def _load_json(text: str, where: str) -> Json:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where}: invalid JSON: {error}") from error
-
-
-def _field(entry: Json, key: str, kind: type | tuple[type, ...], where: str) -> Json:
-    """Returns `entry[key]`, which must be there and be of type `kind`."""
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: a JSON object is expected, not {type(entry).__name__}")
-    if key not in entry:
-        raise UserError(f"{where}: the key {key!r} is missing; there are {', '.join(sorted(entry)) or 'none'}")
-    if not isinstance(entry[key], kind):
-        raise UserError(f"{where}: {key!r} has the wrong type: {type(entry[key]).__name__}")
-    return entry[key]
-
-
-def _picture_name(name: str, where: str) -> str:
-    """Returns the name in its shortest form; a name that leads out of the picture folder is refused."""
-    shortest = posixpath.normpath(name.strip())
-    if shortest in (".", "..") or shortest.startswith(("/", "../")) or "\0" in shortest:
-        raise UserError(f"{where}: picture name {name!r} is not a path inside the picture folder; correct it")
-    return shortest
-
-
 def _root_folder(root: str) -> Path:
     path = Path(root).expanduser()
     if not root or not path.is_dir():
         raise UserError(f"data root {root!r} is not a folder; set --config.data.root=/path/to/the/data")
     return path
-
-
-def _read_text(path: Path, kind: str) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: the {kind} cannot be read ({error.strerror}); check --config.data.root") from error
-    except UnicodeDecodeError as error:
-        row = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path.name} row {row}: not UTF-8 text; save the file as UTF-8") from error
-
-
-def _read_split_list(path: Path) -> list[str]:
-    lines = _read_text(path, "split list").split("\n")
-    return [_picture_name(line, f"{path.name} row {row}") for row, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _lookup(splits: dict[str, Any], split: str, where: str) -> Any:
