@@ -32,6 +32,7 @@ def test_64_pairs_are_learned_by_heart(cli, tmp_path):
     flags = {
         "data.limit": 64,
         "evaluation.split": "train",
+        "evaluation.during": "train",
         "evaluation.limit": 64,
         "evaluation.captions_per_image": 1,
         "evaluation.also": "()",

@@ -18,7 +18,7 @@ CAPTION_ROLLS = 12  # the rolls set aside for one caption
 NUMBERS = ("", "one", "two", "three")
 
 _ORDERS = tuple(tuple(itertools.permutations(range(n))) for n in range(4))
-_ARRANGEMENTS = ("list",) * 9 + ("chain",) * 3 + ("sentence",) * 2
+_ARRANGEMENTS = ("list",) * 11 + ("chain",) * 2 + ("sentence",)
 # Which attributes a phrase states, by how many objects are mentioned: the fewer objects, the more must be said of each
 # for a caption to pick out its picture. Texture and place are stated more often than size, which is half guessed.
 _SIZE, _TEXTURE, _PLACE = 1, 2, 4

@@ -24,7 +24,7 @@ GRID = (12, 32, 52)  # where the rows and columns lie
 # With a jitter of 1 each, a small and a large neighbour (7 + 11) fit in one step of the grid; two large ones do not.
 RADIUS = {"small": 7, "large": 11}
 SLOPE = 8  # steepest background gradient, in grey levels from the centre to an edge
-COUNTS = (1,) * 3 + (2,) * 13 + (3,) * 4  # how many objects, each as likely as the next
+COUNTS = (1,) * 8 + (2,) * 9 + (3,) * 3
 SCENE_ROLLS = 24  # the rolls set aside for sampling a scene
 
 
