@@ -227,7 +227,7 @@ def test_a_caption_picks_out_its_picture_among_the_test_split():
         facts = read(source.captions(i)[0])
         stated = {(m["colour"], m["shape"]) for m in facts.mentions}
         alone.append(not any(stated <= kinds[j] and holds(facts, *scenes[j]) for j in range(1000) if j != i))
-    assert np.mean(alone) >= 0.97
+    assert np.mean(alone) >= 0.95
 
 
 def test_an_object_changes_only_and_nearly_all_of_its_box():
