@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.objectives = ConfigDict(
         {
             # weight 0 switches an objective off. "other": the view of the other modality that is read.
-            "masked_image": {"name": "masked_image", "weight": 1.0, "other": "clean"},
+            "masked_image": {"name": "masked_image", "weight": 1.0, "other": "clean", "norm": "l1"},  # l1 (paper) | l2
             "masked_text": {"name": "masked_text", "weight": 1.0, "other": "clean", "tie": False},
             "contrastive": {"name": "contrastive", "weight": 1.0},
             "matching": {"name": "matching", "weight": 1.0},
@@ -72,17 +72,20 @@ def _schedule(config: ConfigDict, size: str, data: str) -> None:
     # From scratch: one rate for all, a second moment that follows a short run.
     config.optim.lr = config.optim.encoder_lr = 1.5e-3 if size == "tiny" else 1e-3
     config.optim.b2 = 0.98
+    # The paper's L1 asks for the median, which is the background until an object is more likely than not: on `scenes`,
+    # trained by itself, it painted none in 600 steps; the squared error did in 200.
+    config.objectives.masked_image.norm = "l2"
     if size == "tiny":
-        config.steps = 1_000
-        config.log_every, config.checkpoint_every = 20, 125
+        config.steps = 1_200
+        config.log_every, config.eval_every, config.checkpoint_every = 20, 300, 150
         # The paper sums its losses unweighted. In a run this short the contrastive gradient, divided by the
         # temperature, is the largest by far and that of the pixels the smallest; these weights are tried, not searched.
         config.objectives.contrastive.weight = 0.3
         config.objectives.masked_image.weight = 3.0
     elif size == "mini":
         config.batch_size = 128
-        config.steps = 1_250
-        config.eval_every = config.checkpoint_every = 250
+        config.steps = 1_000
+        config.eval_every = config.checkpoint_every = 200
         config.optim.weight_decay = 0.1
     if data == "flickr8k":
         # Whole scenes: captions tell of people, dogs and what is around them, which small crops lose.

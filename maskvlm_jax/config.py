@@ -62,6 +62,7 @@ def check(config: ConfigDict) -> None:
         if not 0.0 < config.masking[name] < 1.0:
             raise UserError(f"masking.{name} is {config.masking[name]}; give a share between 0 and 1")
     _check_choice(config.masking, "masking.text_corruption", ("mask", "bert"))
+    _check_choice(config.objectives.masked_image, "objectives.masked_image.norm", ("l1", "l2"))
     _check_choice(config.evaluation, "evaluation.rerank_score", ("itm", "itm+itc"))
     _check_choice(config.evaluation, "evaluation.weights", ("params", "ema"))
     _check_choice(config.model.shared, "model.shared.remat", ("none", "dots", "full"))

@@ -26,7 +26,14 @@ def test_metrics_have_a_line_for_every_logged_step(finished_run):
     assert [line["step"] for line in train] == [2, 3, 4, 5, 6]  # the first step compiles and is told by itself
     expected = {f"{name}/loss" for name in ("masked_image", "masked_text", "contrastive", "matching")}
     assert all(expected | {"loss", "grad_norm", "lr", "data_wait", "pairs_per_second"} <= set(line) for line in train)
-    assert [line["step"] for line in lines if line["split"] == "test"] == [3, 6]
+    assert [line["step"] for line in lines if line["split"] == "val"] == [3, 6]
+    assert [line["step"] for line in lines if line["split"] == "test"] == [6]
+
+
+def test_the_best_checkpoint_is_the_one_that_val_chose(finished_run):
+    lines = [json.loads(line) for line in (finished_run[0] / "metrics.jsonl").read_text().splitlines()]
+    val = {line["step"]: line["mean_recall"] for line in lines if line["split"] == "val"}
+    assert [path.name for path in (finished_run[0] / "best").iterdir()] == [str(max(val, key=val.get))]
 
 
 def test_result_names_metrics_and_protocol(finished_run):

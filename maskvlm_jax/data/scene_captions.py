@@ -2,7 +2,7 @@
 
 Three arrangements share one small grammar. A phrase is `size texture colour shape`, some of the attributes left out.
 
-    list      small red star top left blue ring bottom      (each place follows its object)
+    list      small red star northwest blue ring south      (each place follows its object)
     chain     small red star above large blue ring          (each relation holds between its two neighbours)
     sentence  there is a small red star above a large blue ring
 """

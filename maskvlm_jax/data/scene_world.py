@@ -13,7 +13,8 @@ COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "dotted")
 BACKGROUNDS = ("grey", "black", "navy", "teal", "brown")
-PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+# One word each: a word of two places ("top" in "top left") tells little of either, and an L1 loss rewards no guess.
+PLACES = ("northwest", "north", "northeast", "west", "centre", "east", "southwest", "south", "southeast")
 RELATIONS = ("above", "below", "left of", "right of")
 
 # One colour per shape and one shape per colour: a fixed eighth of the pairs, which only the `novel` split shows.

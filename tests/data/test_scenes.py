@@ -37,13 +37,8 @@ class Facts:
 
 
 def read_place(words: list[str]) -> str | None:
-    """Takes the longest place that the words start with; "left of" and "right of" are relations, not places."""
-    for n in (2, 1):
-        if " ".join(words[:n]) in PLACES and words[n : n + 1] != ["of"]:
-            place = " ".join(words[:n])
-            del words[:n]
-            return place
-    return None
+    """Takes the place that the words start with."""
+    return words.pop(0) if words and words[0] in PLACES else None
 
 
 def read_relation(words: list[str]) -> str | None:
