@@ -81,6 +81,7 @@ BAD_FLAGS = [
     (["--config.batch_size=200000"], "batch_size 200000 is larger than the data, 100000 examples"),
     (["--config.mesh.fsdp=3"], "fsdp=3 x model=1 does not cover 1 device"),
     (["--config.optim.accumulate=3"], "batch_size 64 is not divisible by 1 device share(s) x 3 accumulation"),
+    (["--config.objectives.masked_image.norm=l3"], "choose among l1, l2"),
     (["--config.evaluation.split=tset"], "there is no split 'tset'"),
     (["--config.evaluation.weights=ema"], "set --config.optim.ema_decay=0.999"),
     (["--workdir=/dev/null/run"], "workdir /dev/null/run cannot be written"),

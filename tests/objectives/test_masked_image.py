@@ -24,20 +24,22 @@ VALID = {
 
 @pytest.mark.parametrize("name", VALID)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_mean_loss_is_the_naive_mean_over_masked_pixels(name, dtype):
+@pytest.mark.parametrize(("norm", "power"), [("l1", 1), ("l2", 2)])
+def test_mean_loss_is_the_naive_mean_over_masked_pixels(name, dtype, norm, power):
     pred, target = inputs(VALID[name])
     pred = jnp.asarray(pred, dtype)
-    loss_B = masked_pixel_loss(pred, target, VALID[name])
+    loss_B = masked_pixel_loss(pred, target, VALID[name], norm=norm)
     assert loss_B.dtype == jnp.float32
     assert loss_B.shape == VALID[name].shape[:1]
-    expected = numpy_losses.masked_pixel_l1(np.asarray(pred, np.float32), target, VALID[name])
+    expected = numpy_losses.masked_pixel_error(np.asarray(pred, np.float32), target, VALID[name], power)
     np.testing.assert_allclose(jnp.mean(loss_B), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_gradient_is_finite_and_only_at_masked_patches(name):
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_gradient_is_finite_and_only_at_masked_patches(name, norm):
     pred, target = inputs(VALID[name])
-    grad = np.asarray(jax.grad(lambda p: masked_pixel_loss(p, target, VALID[name]).mean())(pred))
+    grad = np.asarray(jax.grad(lambda p: masked_pixel_loss(p, target, VALID[name], norm=norm).mean())(pred))
     assert np.all(np.isfinite(grad))
     np.testing.assert_array_equal(np.any(grad, axis=-1), VALID[name])
 

@@ -29,12 +29,12 @@ def patchify(image: np.ndarray, patch: int) -> np.ndarray:
     return result
 
 
-def masked_pixel_l1(pred: np.ndarray, target: np.ndarray, valid: np.ndarray) -> float:
-    """Mean absolute error over the pixels and channels of all masked patches of the batch; 0 where there is none."""
+def masked_pixel_error(pred: np.ndarray, target: np.ndarray, valid: np.ndarray, power: int) -> float:
+    """Mean of |error|^power over the pixels and channels of all masked patches of the batch; 0 where there is none."""
     errors = []
     for b, m in np.ndindex(*valid.shape):
         if valid[b, m]:
-            errors += [abs(float(p) - float(t)) for p, t in zip(pred[b, m], target[b, m], strict=True)]
+            errors += [abs(float(p) - float(t)) ** power for p, t in zip(pred[b, m], target[b, m], strict=True)]
     return sum(errors) / len(errors) if errors else 0.0
 
 
