@@ -8,7 +8,7 @@ import numpy as np
 from maskvlm_jax.data.scene_world import Scene, SceneObject
 
 # Every colour is brighter than every background, so that "here is an object" is a linear feature of the pixels. With
-# light and dark grounds mixed it is none, and shapes and places are learned several times later.
+# light and dark grounds mixed it is none, and shapes are learned several times later.
 RGB = {
     "red": (255, 62, 50), "orange": (255, 150, 20), "yellow": (255, 238, 50), "green": (60, 225, 80),
     "cyan": (60, 230, 250), "blue": (90, 140, 255), "purple": (190, 95, 255), "pink": (255, 150, 215),

@@ -13,7 +13,7 @@ COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "dotted")
 BACKGROUNDS = ("grey", "black", "navy", "teal", "brown")
-# One word each: a word of two places ("top" in "top left") tells little of either, and an L1 loss rewards no guess.
+# One word each: a word that several places share ("top" in "top left") tells little of any.
 PLACES = ("northwest", "north", "northeast", "west", "centre", "east", "southwest", "south", "southeast")
 RELATIONS = ("above", "below", "left of", "right of")
 
