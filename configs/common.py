@@ -74,7 +74,7 @@ def set_size(config: ConfigDict, size: str) -> None:
     config.objectives.masked_image.decoder = ConfigDict({"depth": decoder, "norm": norm, **transformer})
 
 
-DATA = ("scenes", "flickr8k", "coco")
+DATA = ("scenes", "files", "flickr8k", "coco")
 
 
 def data_block(name: str) -> ConfigDict:
@@ -111,6 +111,10 @@ def data_block(name: str) -> ConfigDict:
         data.augment = ConfigDict(
             {"crop_scale": (1.0, 1.0), "flip": False, "randaugment_ops": 0, "randaugment_magnitude": 0}
         )
+    elif name == "files":
+        data.root = "data"
+        data.images, data.captions = "images", "captions.csv"
+        data.splits = ConfigDict({"train": "train.txt", "val": "val.txt"})
     elif name == "flickr8k":
         data.root = "data/flickr8k"
         data.images, data.captions = "Images", "captions.txt"
@@ -132,7 +136,7 @@ def evaluation_block(name: str) -> ConfigDict:
     """`config.evaluation` of a named set."""
     return ConfigDict(
         {
-            "split": "val" if name == "flickr8k" else "test",  # of the final scores; Flickr8k's test list is optional
+            "split": "val" if name in ("files", "flickr8k") else "test",  # of the final scores
             "during": "val",  # scored during training: picks the best checkpoint
             "also": ("novel",) if name == "scenes" else (),  # more splits that the final evaluation scores
             "limit": 0,  # first pictures only; 0 = all
