@@ -39,7 +39,7 @@ from maskvlm_jax.errors import UserError
 TOWERS = {
     "image encoder": ("/image_encoder/",),
     "text encoder": ("/text_encoder/",),
-    "fusion": ("/image_fusion/", "/text_fusion/"),
+    "fusion": ("/fusion/",),
     "decoder": ("/decoder/",),
     "heads": ("/",),
 }

@@ -38,7 +38,7 @@ SIZES = tuple(_SIZES)
 
 
 def set_size(config: ConfigDict, size: str) -> None:
-    """Fills `config.model`, `config.masking` and the objectives' shapes with the values of a named size."""
+    """Fills `config.model` and `config.masking` with the values of a named size."""
     pixels, patch, cell, width, heads, image, text, cross, decoder, length, vocab, embed = _SIZES[size]
     paper = size in ("base", "large")
     # Post-norm blocks as in the paper start from pre-trained encoders there; from scratch pre-norm ones learn sooner.
@@ -46,12 +46,17 @@ def set_size(config: ConfigDict, size: str) -> None:
     transformer = {"width": width, "heads": heads, "mlp_ratio": 4, "dropout": 0.0}
     config.model = ConfigDict()
     config.model.image = ConfigDict({"image_size": pixels, "patch": patch, "depth": image, **transformer})
+    config.model.image.class_token = True
+    # How hidden patches are kept from the encoder: token (their embedding is replaced) | drop (only visible ones are
+    # encoded) | later (they are dropped in the fusion).
+    config.model.image.hidden = "token"
     config.model.text = ConfigDict(
         {"vocab_size": vocab, "max_length": length, "depth": text, "norm": norm, **transformer}
     )
     # The paper does not say; RoBERTa's own.
     config.model.text.dropout = 0.1 if paper else 0.0
     config.model.fusion = ConfigDict({"depth": cross, "norm": norm, **transformer})
+    config.model.decoder_depth = decoder  # of the masked image decoder
     config.model.embed = embed
     config.model.temperature = 0.07  # initial; learned. The paper does not say; ALBEF's.
     config.model.shared = ConfigDict(
@@ -64,6 +69,8 @@ def set_size(config: ConfigDict, size: str) -> None:
     )
     config.masking = ConfigDict(
         {
+            "policy": "independent",  # independent | modality_aware (heavy image, heavy text or light, MLIM)
+            "light_ratio": 0.15,  # of both modalities, where modality_aware masks lightly
             "image_ratio": 0.6,
             "image_cell": cell,  # 32 pixels in the paper
             "text_ratio": 0.3,
@@ -71,7 +78,6 @@ def set_size(config: ConfigDict, size: str) -> None:
             "whole_word": False,
         }
     )
-    config.objectives.masked_image.decoder = ConfigDict({"depth": decoder, "norm": norm, **transformer})
 
 
 DATA = ("scenes", "files", "flickr8k", "coco")
@@ -93,6 +99,7 @@ def data_block(name: str) -> ConfigDict:
             "limit": 0,  # train on the first pictures only; 0 = all
             "tokenizer": "",  # a local Hugging Face folder; "" = WordPiece trained on the training captions
             "tokenizer_captions": 200_000,  # captions it is trained on at most
+            "modality_dropout": 0.0,  # share of the examples that lose their picture or, as often, their words
             "text_buckets": (),  # text lengths a batch may be cut to; each compiles a step of its own
             "workers": 0,  # processes that prepare batches; 0 = threads of the main process
             "threads": 1,
@@ -145,6 +152,7 @@ def evaluation_block(name: str) -> ConfigDict:
             "weights": "params",  # params | ema
             "rerank_k": {"coco": 256, "flickr8k": 64}.get(name, 16),
             "rerank_score": "itm",  # itm (ALBEF) | itm+itc (BLIP)
+            "match_images": 100,  # pictures that matching alone ranks, where there is no contrastive space
             "probe_limit": 1_000,  # pictures that the probes read
             "figures": 8,  # examples in the figures; 0 = none
             "seed": 0,

@@ -1,4 +1,4 @@
-"""MaskVLM pre-training (Kwon et al. 2023, arXiv 2208.02131).
+"""Pre-training: MaskVLM (Kwon et al. 2023, arXiv 2208.02131) and the recipes beside it.
 
     python -m maskvlm_jax.main --config=configs/pretrain.py                              # tiny, generated scenes, a CPU
     python -m maskvlm_jax.main --config=configs/pretrain.py:size=base,data=coco --config.data.root=FOLDER
@@ -8,12 +8,12 @@ The text after the colon picks structure (recipe, size, data), flags pick values
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, recipes
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config of a run; `arg` is the text after the colon."""
-    choice = common.parse_arg(arg, recipe=("maskvlm",), size=common.SIZES, data=common.DATA)
+    choice = common.parse_arg(arg, recipe=tuple(recipes.RECIPES), size=common.SIZES, data=common.DATA)
     size, data = choice["size"], choice["data"]
 
     config = ConfigDict()
@@ -29,15 +29,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = ""  # a workdir whose parameters the run starts from
 
     config.data = common.data_block(data)
-    config.objectives = ConfigDict(
-        {
-            # weight 0 switches an objective off. "other": the view of the other modality that is read.
-            "masked_image": {"name": "masked_image", "weight": 1.0, "other": "clean", "norm": "l1"},  # l1 (paper) | l2
-            "masked_text": {"name": "masked_text", "weight": 1.0, "other": "clean", "tie": False},
-            "contrastive": {"name": "contrastive", "weight": 1.0},
-            "matching": {"name": "matching", "weight": 1.0},
-        }
-    )
     common.set_size(config, size)
     config.optim = ConfigDict(
         {
@@ -55,6 +46,8 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "model": 1})  # -1: the devices that are left
     config.evaluation = common.evaluation_block(data)
+    recipes.RECIPES[choice["recipe"]](config)
+    del config.model.decoder_depth
     _schedule(config, size, data)
     return config
 
@@ -74,14 +67,21 @@ def _schedule(config: ConfigDict, size: str, data: str) -> None:
     config.optim.b2 = 0.98
     # The paper's L1 asks for the median, which is the background until an object is more likely than not: on `scenes`,
     # trained by itself, it painted none in 600 steps; the squared error did in 200.
-    config.objectives.masked_image.norm = "l2"
+    objectives = config.objectives
+    if "norm" in objectives.get("masked_image", {}):
+        objectives.masked_image.norm = "l2"
+    if "queue" in objectives.get("contrastive", {}):
+        objectives.contrastive.queue = 1_024  # a sixth of a set of 6,000 pictures, ten batches and more
     if size == "tiny":
         config.steps = 1_200
         config.log_every, config.eval_every, config.checkpoint_every = 20, 300, 150
         # The paper sums its losses unweighted. In a run this short the contrastive gradient, divided by the
         # temperature, is the largest by far and that of the pixels the smallest; these weights are tried, not searched.
-        config.objectives.contrastive.weight = 0.3
-        config.objectives.masked_image.weight = 3.0
+        if "contrastive" in objectives and len(objectives) > 1:
+            # The queue's loss is the mean of both directions where the other is their sum.
+            objectives.contrastive.weight = 0.6 if "queue" in objectives.contrastive else 0.3
+        if "masked_image" in objectives:
+            objectives.masked_image.weight = 3.0
     elif size == "mini":
         config.batch_size = 128
         config.steps = 1_000

@@ -1,7 +1,7 @@
 """Checkpoints with Orbax: asynchronous, the newest few and the best, read back whole or not at all.
 
-A workdir holds `checkpoints/STEP/` and `best/STEP/`, each with the items params, optimizer, ema and progress (what the
-host knows: counts, the best score). Evaluation reads params or ema alone.
+A workdir holds `checkpoints/STEP/` and `best/STEP/`, each with the items params, optimizer, ema, queue and progress
+(what the host knows: counts, the best score). Evaluation reads params or ema alone.
 """
 
 import logging
@@ -11,6 +11,7 @@ from typing import Any
 from orbax.checkpoint import v1 as ocp
 
 from maskvlm_jax.errors import UserError
+from maskvlm_jax.queue import Queue
 from maskvlm_jax.train_step import Params, TrainState
 
 
@@ -49,6 +50,7 @@ class Checkpoints:
                 "params": state.params,
                 "optimizer": {"step": state.step, "state": state.opt_state},
                 "ema": state.ema or {"off": 0},
+                "queue": {"off": 0} if state.queue is None else state.queue._asdict(),
                 "progress": progress,
             }
             self._checkpointer.save_checkpointables_async(step, items, force=True)
@@ -84,19 +86,25 @@ class Checkpoints:
         }
         if abstract.ema:
             target["ema"] = abstract.ema
+        if abstract.queue is not None:
+            target["queue"] = abstract.queue._asdict()
         items = self._checkpointer.load_checkpointables(step, target)
         optimizer = items["optimizer"]
-        state = TrainState(optimizer["step"], items["params"], optimizer["state"], items.get("ema", {}))
+        queue = None if abstract.queue is None else Queue(**items["queue"])
+        state = TrainState(optimizer["step"], items["params"], optimizer["state"], items.get("ema", {}), queue)
         return state, items["progress"]
 
-    def load_params(self, step: int, abstract: Params, *, weights: str = "params") -> Params:
-        """The parameters ("params") or their moving average ("ema") of one step.
+    def load_params(self, step: int, abstract: Params, *, weights: str = "params", part: bool = False) -> Params:
+        """The parameters ("params") or their moving average ("ema") of one step; `part`: there may be more of them.
 
         Raises:
             UserError: they cannot be read into the shapes of `abstract`.
         """
         try:
-            return self._checkpointer.load_checkpointables(step, {weights: abstract})[weights]
+            context = ocp.Context()
+            context.pytree.loading.partial_load = part
+            with context:
+                return self._checkpointer.load_checkpointables(step, {weights: abstract})[weights]
         except Exception as error:  # as above
             raise UserError(
                 f"checkpoint {self._folder / str(step)} cannot be read: {first_line(error)}; "

@@ -35,7 +35,7 @@ def check(config: ConfigDict) -> None:
     Raises:
         UserError: naming the fields, their values and what would fit.
     """
-    image, text, fusion = config.model.image, config.model.text, config.model.fusion
+    image, fusion = config.model.image, config.model.fusion
     if image.image_size % image.patch:
         raise UserError(f"model.image.patch {image.patch} does not divide model.image.image_size {image.image_size}")
     grid = image.image_size // image.patch
@@ -43,26 +43,19 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"masking.image_cell {config.masking.image_cell} does not divide the {grid} x {grid} grid of patches"
         )
-    decoder = config.objectives.masked_image.decoder
-    blocks = {
-        "model.image": image,
-        "model.text": text,
-        "model.fusion": fusion,
-        "objectives.masked_image.decoder": decoder,
-    }
-    if len({block.width for block in blocks.values()}) > 1:
-        widths = ", ".join(f"{name}.width {block.width}" for name, block in blocks.items())
-        raise UserError(f"widths must be equal, they are {widths}")
-    for name, block in blocks.items():
-        if block.width % block.heads:
-            raise UserError(f"{name}.heads {block.heads} does not divide its width {block.width}")
-        if block.depth < 1:
-            raise UserError(f"{name}.depth is {block.depth}; give at least 1")
+    _check_blocks(config)
+    _check_fusion(config)
     for name in ("image_ratio", "text_ratio"):
         if not 0.0 < config.masking[name] < 1.0:
             raise UserError(f"masking.{name} is {config.masking[name]}; give a share between 0 and 1")
     _check_choice(config.masking, "masking.text_corruption", ("mask", "bert"))
-    _check_choice(config.objectives.masked_image, "objectives.masked_image.norm", ("l1", "l2"))
+    _check_choice(config.masking, "masking.policy", ("independent", "modality_aware"))
+    _check_choice(image, "model.image.hidden", ("token", "drop", "later"))
+    _check_choice(fusion, "model.fusion.kind", ("cross", "joint", "autoencoder", "none"))
+    for label, choices in _OBJECTIVE_CHOICES:
+        name, key = label.split(".")
+        if key in config.objectives.get(name, {}):
+            _check_choice(config.objectives[name], f"objectives.{label}", choices)
     _check_choice(config.evaluation, "evaluation.rerank_score", ("itm", "itm+itc"))
     _check_choice(config.evaluation, "evaluation.weights", ("params", "ema"))
     _check_choice(config.model.shared, "model.shared.remat", ("none", "dots", "full"))
@@ -72,8 +65,60 @@ def check(config: ConfigDict) -> None:
     for name in ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
         if config[name] < 1:
             raise UserError(f"{name} is {config[name]}; give at least 1")
-    if not any(objective.weight for objective in config.objectives.values()):
+    active = {label for label, objective in config.objectives.items() if objective.weight}
+    if not active:
         raise UserError("every objective has weight 0: nothing to train")
+    embeds = any("contrastive" in config.objectives[label].name for label in active)
+    hard = any(config.objectives[label].get("negatives") == "hard" for label in active)
+    if (embeds or hard) and not config.model.embed:
+        raise UserError(
+            "model.embed is 0: there is no contrastive space; set it, or objectives.matching.negatives=random"
+        )
+    if config.optim.accumulate > 1 and any("queue" in config.objectives[label] for label in active):
+        raise UserError("optim.accumulate above 1 and a queue of earlier batches do not go together")
+
+
+_OBJECTIVE_CHOICES = (
+    ("masked_image.norm", ("l1", "l2")),
+    ("masked_image.region", ("all", "masked")),
+    ("matching.negatives", ("hard", "random")),
+)
+
+
+def _check_blocks(config: ConfigDict) -> None:
+    """Widths, heads and depths of the parts."""
+    model, decoder = config.model, config.objectives.get("masked_image", {}).get("decoder", {})
+    blocks = {f"model.{name}": model[name] for name in ("image", "text", "fusion")}
+    blocks = {name: block for name, block in blocks.items() if "width" in block}
+    if "width" in decoder:
+        blocks["objectives.masked_image.decoder"] = decoder
+    if len({block.width for block in blocks.values()}) > 1:
+        widths = ", ".join(f"{name}.width {block.width}" for name, block in blocks.items())
+        raise UserError(f"widths must be equal, they are {widths}")
+    single_stream = model.fusion.kind in ("joint", "autoencoder")
+    for name, block in blocks.items():
+        if "heads" in block and block.width % block.heads:
+            raise UserError(f"{name}.heads {block.heads} does not divide its width {block.width}")
+        least = 0 if single_stream and name != "model.fusion" else 1
+        if block.depth < least:
+            raise UserError(f"{name}.depth is {block.depth}; give at least {least}")
+
+
+def _check_fusion(config: ConfigDict) -> None:
+    """Fields that a fusion shares with encoders and masks."""
+    image, fusion, masking = config.model.image, config.model.fusion, config.masking
+    expected = {"class_tokens": int(image.class_token), "max_length": config.model.text.max_length}
+    expected["patches"] = (image.image_size // image.patch) ** 2
+    for name, value in expected.items():
+        if name in fusion and fusion[name] != value:
+            raise UserError(f"model.fusion.{name} is {fusion[name]}, the encoders have {value}; set it to that")
+    if (image.hidden == "later") != (fusion.kind == "autoencoder"):
+        raise UserError(f"model.image.hidden={image.hidden} does not go with model.fusion.kind={fusion.kind}")
+    exact = masking.policy == "independent" and not masking.whole_word
+    if (image.hidden == "later" and not exact) or (image.hidden == "drop" and masking.policy != "independent"):
+        raise UserError("only masks of an exact count can be dropped: set masking.policy=independent, whole_word=False")
+    if image.get("embedding", "patch") == "conv" and image.patch & (image.patch - 1):
+        raise UserError(f"model.image.patch {image.patch} is no power of two, as model.image.embedding=conv needs")
 
 
 def _check_choice(block: ConfigDict, name: str, allowed: tuple[str, ...]) -> None:

@@ -3,22 +3,18 @@
 import math
 import zlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Optional
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from maskvlm_jax.models.fusion import Memory
+from maskvlm_jax.models.fusion import Fused, Side
+from maskvlm_jax.models.layers import Positions
 from maskvlm_jax.models.vlm import VLM
+from maskvlm_jax.queue import Queue
 
 Views = Mapping[str, frozenset[str]]  # modality ("image" | "text") -> views of it ("clean" | "masked")
-
-
-class Positions(NamedTuple):
-    """The masked positions of each example, in order: static count M, rows that have fewer are padded."""
-
-    ids_BM: jax.Array
-    valid_BM: jax.Array
 
 
 def masked_positions(masked_BS: jax.Array, count: int) -> Positions:
@@ -30,6 +26,11 @@ def masked_positions(masked_BS: jax.Array, count: int) -> Positions:
 def masked_token_capacity(length: int, ratio: float) -> int:
     """Most tokens that can be masked in a sequence of `length` with two special tokens."""
     return max(1, math.ceil(ratio * (length - 2)))
+
+
+def visible_token_capacity(length: int, ratio: float) -> int:
+    """Most tokens that can stay visible in a sequence of `length` in which an exact share is masked."""
+    return length - masked_token_capacity(length, ratio)
 
 
 class Context:
@@ -45,6 +46,9 @@ class Context:
         text_ratio: share of tokens that are masked; bounds the number of masked tokens.
         views: what will be read, by modality; anything else is encoded when asked for.
         key: draws dropout; None = none.
+        teacher: the same batch over the moving average of the parameters; None where there is none.
+        twins: the moving average's objective for each objective, by `id`.
+        queue: features of earlier batches, see `maskvlm_jax.queue`; None where there is none.
     """
 
     def __init__(
@@ -56,8 +60,11 @@ class Context:
         text_ratio: float,
         views: Views,
         key: jax.Array | None = None,
+        teacher: Optional["Context"] = None,
+        twins: Mapping[int, nnx.Module] | None = None,
+        queue: Queue | None = None,
     ):
-        self.vlm, self.batch = vlm, batch
+        self.vlm, self.batch, self.queue, self._teacher, self._twins = vlm, batch, queue, teacher, twins
         self._masked_patches, self._text_ratio = masked_patches, text_ratio
         self._views, self._key, self._cache = views, key, {}
 
@@ -71,6 +78,18 @@ class Context:
     def masked_tokens(self) -> Positions:
         count = masked_token_capacity(self.batch["tokens"].shape[1], self._text_ratio)
         return self._once("tokens", lambda: masked_positions(self.batch["text_masked"], count))
+
+    @property
+    def visible_patches(self) -> Positions:
+        hidden_BN = self.batch["image_masked"]
+        count = hidden_BN.shape[1] - self._masked_patches
+        return self._once("visible_patches", lambda: masked_positions(~hidden_BN, count))
+
+    @property
+    def visible_tokens(self) -> Positions:
+        visible_BL = self.batch["token_valid"] & ~self.batch["text_masked"]
+        count = visible_token_capacity(visible_BL.shape[1], self._text_ratio)
+        return self._once("visible_tokens", lambda: masked_positions(visible_BL, count))
 
     # --- one modality ------------------------------------------------------------------------------------------------
 
@@ -106,40 +125,68 @@ class Context:
 
     # --- both --------------------------------------------------------------------------------------------------------
 
-    def image_memory(self, view: str = "clean") -> Memory:
-        """An image view as the text stream reads it."""
-        return self._once(f"image_memory/{view}", lambda: self.vlm.text_fusion.project(self.image(view)))
+    def image_side(self, view: str = "clean") -> Side:
+        """An image view as the fusion reads it."""
+        fusion, hides = self.vlm.fusion, self.vlm.fusion.drops and view == "masked"
+        return self._once(
+            f"image_side/{view}",
+            lambda: fusion.image_side(self.image(view), self.visible_patches if hides else None),
+        )
 
-    def text_memory(self, view: str = "clean") -> Memory:
-        """A text view as the image stream reads it."""
-        valid = self.batch["token_valid"]
-        return self._once(f"text_memory/{view}", lambda: self.vlm.image_fusion.project(self.text(view), valid))
+    def text_side(self, view: str = "clean") -> Side:
+        """A text view as the fusion reads it."""
+        fusion, hides = self.vlm.fusion, self.vlm.fusion.drops and view == "masked"
+        return self._once(
+            f"text_side/{view}",
+            lambda: fusion.text_side(
+                self.text(view), self.batch["token_valid"], self.visible_tokens if hides else None
+            ),
+        )
+
+    def fused(self, image_view: str, text_view: str) -> Fused:
+        """An image view and a text view, each in the light of the other."""
+        keys = self.key(f"fuse_image/{image_view}/{text_view}"), self.key(f"fuse_text/{text_view}/{image_view}")
+        return self._once(
+            f"fused/{image_view}/{text_view}",
+            lambda: self.vlm.fusion.fuse(self.image_side(image_view), self.text_side(text_view), keys),
+        )
 
     def fuse_image(self, view: str, other: str = "clean", read_BR: jax.Array | None = None) -> jax.Array:
-        """g_im(image view, text `other` view) at the positions `read_BR`, all where None."""
-        key = self.key(f"fuse_image/{view}/{other}")
-        return self.vlm.image_fusion(self.image(view), self.text_memory(other), None, read_BR, key)
+        """The image view, fused with the `other` view of the text, at positions `read_BR` of it, all where None."""
+        return self.fused(view, other).image(read_BR)
 
     def fuse_text(self, view: str, other: str = "clean", read_BR: jax.Array | None = None) -> jax.Array:
-        """g_txt(text view, image `other` view) at the positions `read_BR`, all where None."""
-        key, valid = self.key(f"fuse_text/{view}/{other}"), self.batch["token_valid"]
-        return self.vlm.text_fusion(self.text(view), self.image_memory(other), valid, read_BR, key)
+        """The text view, fused with the `other` view of the image, at positions `read_BR` of it, all where None."""
+        return self.fused(other, view).text(read_BR)
 
-    def fuse_pairs(self, image_ids_P: jax.Array, text_ids_P: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Cross-modality class and start token, each (P, D), of image `image_ids_P[p]` with caption `text_ids_P[p]`."""
-        first = jnp.zeros((self.batch["tokens"].shape[0], 1), jnp.int32)
-        image_BSD = self.vlm.image_fusion.start(self.image("clean"), None, first, self.key("start/image"))
-        text_BLD = self.vlm.text_fusion.start(
-            self.text("clean"), self.batch["token_valid"], first, self.key("start/text")
-        )
-        # The text stream keeps its own padding when it is paired with another picture.
-        return self.vlm.fuse_pairs(
-            image_BSD[image_ids_P],
-            self.image_memory().gather(image_ids_P),
-            text_BLD[text_ids_P],
-            self.text_memory().gather(text_ids_P),
-            (self.key("pairs/image"), self.key("pairs/text")),
-        )
+    def fuse_masked_patches(self, other: str = "clean") -> jax.Array:
+        """fused_BMD at the masked patches, once for all objectives that read them."""
+        read_BM = self.masked_patches.ids_BM + self.vlm.image_encoder.class_tokens
+        return self._once(f"masked_patches/{other}", lambda: self.fuse_image("masked", other, read_BM))
+
+    def fuse_masked_tokens(self, other: str = "clean") -> jax.Array:
+        """fused_BMD at the masked tokens, once for all objectives that read them."""
+        read_BM = self.masked_tokens.ids_BM
+        return self._once(f"masked_tokens/{other}", lambda: self.fuse_text("masked", other, read_BM))
+
+    def fuse_pairs(self, image_ids_P: jax.Array, text_ids_P: jax.Array) -> jax.Array:
+        """pair_PD, what is matched, of image `image_ids_P[p]` with caption `text_ids_P[p]`."""
+        fusion = self.vlm.fusion
+        image = fusion.pair_image(self.image_side(), self.key("start/image"))
+        text = fusion.pair_text(self.text_side(), self.key("start/text"))
+        keys = self.key("pairs/image"), self.key("pairs/text")
+        return fusion.match(image.gather(image_ids_P), text.gather(text_ids_P), keys)
+
+    @property
+    def teacher(self) -> "Context":
+        """The same batch over the moving average of the parameters (MAMO, ALBEF); nothing of it has a gradient."""
+        if self._teacher is None:
+            raise ValueError("there is no teacher: this model has no moving average")
+        return self._teacher
+
+    def twin(self, objective: nnx.Module) -> nnx.Module:
+        """An objective with the moving average's heads."""
+        return self._twins[id(objective)]
 
     # --- randomness and caches ---------------------------------------------------------------------------------------
 
@@ -161,9 +208,15 @@ class Context:
         return cache[view]
 
     def _encode_images(self, views: list[str]) -> list[jax.Array]:
-        image, masked = self.batch["image"], self.batch["image_masked"]
+        image, masked, hidden_by = self.batch["image"], self.batch["image_masked"], self.vlm.image_encoder.hidden
+        key = self.key("image" + "".join(views))
+        if hidden_by == "later":
+            return [self.vlm.encode_image(image, None, None, key)] * len(views)
+        if hidden_by == "drop" and len(views) > 1:
+            return [self._encode_images([view])[0] for view in views]
         hidden = None if views == ["clean"] else jnp.concatenate([masked & (view == "masked") for view in views])
-        out = self.vlm.image_encoder(jnp.concatenate([image] * len(views)), hidden, self.key("image" + "".join(views)))
+        visible = self.visible_patches if hidden_by == "drop" and hidden is not None else None
+        out = self.vlm.encode_image(jnp.concatenate([image] * len(views)), hidden, visible, key)
         return jnp.split(out, len(views))
 
     def _encode_texts(self, views: list[str]) -> list[jax.Array]:

@@ -63,32 +63,42 @@ class Evaluation:
         return self._sets[split]
 
     def retrieval(self, params: Any, split: str, *, rerank: bool) -> Metrics:
-        """Recalls in percent."""
+        """Recalls in percent; nothing where the model ranks neither by features nor by matching."""
         options = self._config.evaluation
         return dict(
             retrieval.evaluate(
                 self._predictor(params),
                 self.data(split),
                 batch_size=options.batch_size,
+                match_images=options.match_images,
                 rerank_k=options.rerank_k if rerank else 0,
                 rerank_score=options.rerank_score,
             )
         )
 
+    def probes(self, params: Any, split: str) -> Metrics:
+        """Masked losses with the matched, a wrong and no other modality."""
+        options = self._config.evaluation
+        return dict(
+            probes.evaluate(
+                self._predictor(params), self.data(split), batch_size=options.batch_size, limit=options.probe_limit
+            )
+        )
+
+    def quick(self, params: Any, split: str) -> Metrics:
+        """What is scored during training: recalls before re-ranking; the probes of a model that ranks nothing."""
+        return self.retrieval(params, split, rerank=False) or self.probes(params, split)
+
     def all(self, params: Any, split: str) -> Metrics:
         """Recalls before and after re-ranking, and the cross-modal probes."""
-        options = self._config.evaluation
-        found = probes.evaluate(
-            self._predictor(params), self.data(split), batch_size=options.batch_size, limit=options.probe_limit
-        )
-        return self.retrieval(params, split, rerank=True) | dict(found)
+        return self.retrieval(params, split, rerank=True) | self.probes(params, split)
 
     def figures(self, params: Any, split: str, folder: Path) -> dict[str, np.ndarray]:
         """Writes the figures of a split as PNG and Markdown; returns the pictures by name."""
         count, size = self._config.evaluation.figures, self._config.evaluation.batch_size
         predictor, data, sheets = self._predictor(params), self.data(split), {}
         count = min(count, size)
-        if count and "masked_image" in self._objectives:
+        if count and {"masked_image", "masked_feature"} & set(self._objectives):
             sheets["reconstruction"] = figures.reconstructions(predictor, data, count=count, batch_size=size)
         folder.mkdir(parents=True, exist_ok=True)
         if count and "masked_text" in self._objectives:

@@ -25,7 +25,12 @@ from maskvlm_jax.errors import Stopped, UserError
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:structure], see configs/", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; runs/NAME by default", short_name="w")
 
-TASKS = {"pretrain": "maskvlm_jax.train", "evaluate": "maskvlm_jax.evaluate"}
+TASKS = {
+    "pretrain": "maskvlm_jax.train",
+    "finetune": "maskvlm_jax.train",
+    "evaluate": "maskvlm_jax.evaluate",
+    "ablate": "maskvlm_jax.ablate",
+}
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, Path]:

@@ -9,7 +9,7 @@ import optax
 
 from maskvlm_jax.errors import UserError
 
-NO_DECAY = r"(^|/)(bias|scale|class_token|mask_token|position|temperature)$"
+NO_DECAY = r"(^|/)(bias|scale|class_token|mask_token|image_type|text_type|position|temperature)$"
 ENCODERS = r"^vlm/(image|text)_encoder/"
 
 

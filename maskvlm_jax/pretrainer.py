@@ -1,17 +1,41 @@
-"""The model and its objectives: (batch, key) -> loss, metrics."""
+"""The model and its objectives: (batch, key) -> loss, metrics, and what later steps read of this one."""
 
 import importlib
 import zlib
 from collections.abc import Mapping
+from typing import NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from maskvlm_jax.context import Context, Views
+from maskvlm_jax.errors import UserError
 from maskvlm_jax.models.vlm import VLM
+from maskvlm_jax.objectives.base import Objective
+from maskvlm_jax.queue import Queue, make_queue, push
 
 CLEAN: Views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
+
+
+def objective_class(name: str) -> type[Objective]:
+    """The class of `maskvlm_jax/objectives/<name>.py`.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    try:
+        return importlib.import_module(f"maskvlm_jax.objectives.{name}").Objective
+    except ModuleNotFoundError as error:
+        raise UserError(f"there is no objective {name!r}; see maskvlm_jax/objectives") from error
+
+
+class Output(NamedTuple):
+    """The weighted sum of the objectives' mean losses, metrics named `label/metric`, and the next step's queue."""
+
+    loss: jax.Array
+    metrics: dict[str, jax.Array]
+    queue: Queue | None
 
 
 class Pretrainer(nnx.Module):
@@ -33,35 +57,58 @@ class Pretrainer(nnx.Module):
             arguments = dict(arguments)
             name, weight = arguments.pop("name"), arguments.pop("weight")
             if weight:
-                module = importlib.import_module(f"maskvlm_jax.objectives.{name}")
-                built[label] = module.Objective(self.vlm, **arguments, shared=model["shared"], rngs=rngs)
+                built[label] = objective_class(name)(self.vlm, **arguments, shared=model["shared"], rngs=rngs)
                 weights[label] = float(weight)
         self.objectives = nnx.Dict(built)
         self.weights = nnx.static(tuple(weights.items()))
         self.masked_patches, self.text_ratio = masked_patches, text_ratio
 
-    def context(self, batch: Mapping[str, jax.Array], *, views: Views = CLEAN, key: jax.Array | None = None) -> Context:
-        """A `Context` of the batch over this model."""
-        return Context(
-            self.vlm,
-            batch,
-            masked_patches=self.masked_patches,
-            text_ratio=self.text_ratio,
-            views=views,
-            key=key,
-        )
+    @property
+    def queue_size(self) -> int:
+        """Pairs that the longest queue of an objective holds."""
+        return max((objective.queue for objective in self.objectives.values()), default=0)
 
-    def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The weighted sum of the objectives' mean losses, and metrics named `label/metric`."""
+    def make_queue(self) -> Queue | None:
+        """The empty queue that training starts from; None where no objective reads one."""
+        return make_queue(self.queue_size, self.vlm.embed) if self.queue_size else None
+
+    def context(self, batch: Mapping[str, jax.Array], *, views: Views = CLEAN, **options) -> Context:
+        """A `Context` of the batch over this model; `options` are its other arguments."""
+        counts = {"masked_patches": self.masked_patches, "text_ratio": self.text_ratio}
+        return Context(self.vlm, batch, **counts, views=views, **options)
+
+    def __call__(
+        self,
+        batch: Mapping[str, jax.Array],
+        key: jax.Array,
+        *,
+        teacher: Optional["Pretrainer"] = None,
+        queue: Queue | None = None,
+    ) -> Output:
+        """One forward pass.
+
+        Args:
+            teacher: this model with the moving average of its parameters, for objectives that read one.
+            queue: features of earlier batches.
+        """
         views = {
             modality: frozenset().union(*(objective.views[modality] for objective in self.objectives.values()))
             for modality in ("image", "text")
         }
-        ctx = self.context(batch, views=views, key=jax.random.fold_in(key, zlib.crc32(b"dropout")))
+        ctx = self.context(
+            batch,
+            views=views,
+            key=jax.random.fold_in(key, zlib.crc32(b"dropout")),
+            teacher=teacher and teacher.context(batch),
+            twins=teacher and {id(own): teacher.objectives[label] for label, own in self.objectives.items()},
+            queue=queue,
+        )
         total, metrics = jnp.zeros((), jnp.float32), {}
         for label, weight in self.weights:
             loss_B, values = self.objectives[label](ctx, jax.random.fold_in(key, zlib.crc32(label.encode())))
             loss = jnp.mean(loss_B)
             total += weight * loss
             metrics |= {f"{label}/loss": loss, **{f"{label}/{name}": value for name, value in values.items()}}
-        return total, {"loss": total, **metrics}
+        if queue is not None:
+            queue = push(queue, ctx.teacher.image_embedding_BE, ctx.teacher.text_embedding_BE, batch["pair_id"])
+        return Output(total, {"loss": total, **metrics}, queue)

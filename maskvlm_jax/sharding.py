@@ -28,7 +28,7 @@ RULES = (
     (r"/text_encoder/embedding$", P("model", "fsdp")),
     (r"/to_words/kernel$", P("fsdp", "model")),
     (r"/kernel$", P("fsdp", None)),
-    (r"/(bias|scale|class_token|mask_token|position|temperature)$", P()),
+    (r"/(bias|scale|class_token|mask_token|image_type|text_type|position|temperature)$", P()),
 )
 
 

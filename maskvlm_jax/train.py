@@ -1,4 +1,4 @@
-"""Pre-training: data, build, restore, step, log, evaluate, save."""
+"""Pre-training and fine-tuning: data, build, restore, step, log, evaluate, save."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.sources import Source, open_source
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.errors import Stopped, UserError
-from maskvlm_jax.pretrainer import Pretrainer
+from maskvlm_jax.pretrainer import Pretrainer, objective_class
 from maskvlm_jax.stopping import stopping_signals
 from maskvlm_jax.train_step import TrainState
 from maskvlm_jax.watch import StepWatch
@@ -35,6 +35,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         Stopped: a signal asked to stop; the state is saved.
     """
     configs.check(config)
+    _check_start(config)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
     sharding.check_batch(config.evaluation.batch_size, 1, mesh)
@@ -51,6 +52,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tokenizer = _tokenizer(config, source, workdir)
     with jax.set_mesh(mesh):
         _train(config, workdir, source, tokenizer, mesh)
+
+
+def _check_start(config: ConfigDict) -> None:
+    if config.task == "finetune" and not config.checkpoint:
+        raise UserError("fine-tuning starts from a model; set --config.checkpoint to the workdir of a run")
+    if config.checkpoint and not (Path(config.checkpoint) / "config.json").is_file():
+        raise UserError(f"there is no workdir {config.checkpoint!r}; set --config.checkpoint to the folder of a run")
+    for label, objective in config.objectives.items():
+        if objective.weight and objective_class(objective.name).reads_teacher and not config.optim.ema_decay:
+            raise UserError(
+                f"objectives.{label} reads a moving average of the model; set --config.optim.ema_decay=0.995"
+            )
 
 
 class Built(NamedTuple):
@@ -94,6 +107,7 @@ def make_example(config: ConfigDict, source: Source, tokenizer: Tokenizer) -> pi
         max_length=config.model.text.max_length,
         augment=config.data.augment.to_dict(),
         masking_options=config.masking.to_dict(),
+        modality_dropout=config.data.modality_dropout,
     )
 
 
@@ -167,9 +181,9 @@ def _finish(config, workdir: Path, evaluation, state: TrainState, writer, best, 
 
 
 def _evaluate(config, evaluation, state: TrainState, step: int, writer, best, told: dict[str, Any]) -> None:
-    """Recalls of the contrastive features on the split that picks the best; the rest waits for the end of the run."""
+    """The quick scores on the split that picks the best; the rest waits for the end of the run."""
     split = config.evaluation.during
-    values = evaluation.retrieval(_weights(config, state), split, rerank=False)
+    values = evaluation.quick(_weights(config, state), split)
     writer.write(step, split, values)
     _keep_best(config, state, step, values, best, told)
     print(f"step {step}  {split}: " + "  ".join(f"{name} {value:.1f}" for name, value in values.items()), flush=True)
@@ -204,13 +218,25 @@ def _restore_or_init(config, checkpoints: Checkpoints, built: Built) -> tuple[Tr
         return restored
     state = built.init()
     if config.checkpoint:
-        other = Checkpoints(Path(config.checkpoint) / "checkpoints", writable=False)
-        if not other.steps:
-            raise UserError(f"there is no checkpoint in {config.checkpoint}; set --config.checkpoint to a workdir")
-        params = other.load_params(other.steps[-1], abstract.params)
-        other.close()
+        params = _initial_params(config, state.params, abstract.params)
         state = state._replace(params=params, ema=jax.tree.map(lambda x: x.copy(), params) if state.ema else {})
     return state, {"seen": 0, "replaced": 0, "last_replaced": "", "best": -1.0, "best_step": 0}
+
+
+def _initial_params(config: ConfigDict, params: Any, abstract: Any) -> Any:
+    """`params` with the model of the workdir `config.checkpoint`, and the heads of objectives that both train."""
+    folder = Path(config.checkpoint)
+    trained = configs.read_json(folder / "config.json")["objectives"]
+    shared = {label for label in abstract["objectives"] if label in trained and trained[label]["weight"]}
+    wanted = {"vlm": abstract["vlm"]}
+    if shared:
+        wanted["objectives"] = {label: abstract["objectives"][label] for label in shared}
+    checkpoints = Checkpoints(folder / "checkpoints", writable=False)
+    if not checkpoints.steps:
+        raise UserError(f"there is no checkpoint in {folder}; set --config.checkpoint to a workdir")
+    loaded = checkpoints.load_params(checkpoints.steps[-1], wanted, part=True)
+    checkpoints.close()
+    return {"vlm": loaded["vlm"], "objectives": params["objectives"] | loaded.get("objectives", {})}
 
 
 def _stream(config: ConfigDict, source: Source, tokenizer: Tokenizer, start: int) -> Iterator[dict[str, np.ndarray]]:
@@ -230,12 +256,14 @@ def _stream(config: ConfigDict, source: Source, tokenizer: Tokenizer, start: int
 
 
 def _tokenizer(config: ConfigDict, source: Source, workdir: Path) -> Tokenizer:
-    """The workdir's tokenizer; made on the first start, from the config's folder or the training captions."""
+    """The workdir's tokenizer; made on the first start, from the config's folder, that of the checkpoint that the run
+    starts from, or the training captions."""
     folder = workdir / "tokenizer"
     if not folder.exists() and jax.process_index() == 0:
-        if config.data.tokenizer:
-            tokenizers.load(config.data.tokenizer)
-            tokenizers.copy(config.data.tokenizer, folder)
+        given = config.data.tokenizer or (config.checkpoint and str(Path(config.checkpoint) / "tokenizer"))
+        if given:
+            tokenizers.load(given)
+            tokenizers.copy(given, folder)
         else:
             pictures = range(min(len(source), config.data.tokenizer_captions))
             captions = (caption for i in pictures for caption in source.captions(i))

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from maskvlm_jax import sharding
 from maskvlm_jax.optim import parameter_path
+from maskvlm_jax.queue import Queue
 
 Params = Any
 
@@ -20,13 +21,15 @@ Params = Any
 class TrainState(NamedTuple):
     """All that a resumed run needs besides its config: the stream and every key are functions of (seed, step).
 
-    `ema` is an exponential moving average of the parameters, or an empty dict where it is off.
+    `ema` is an exponential moving average of the parameters, or an empty dict where it is off; `queue` features of
+    earlier batches, or None where no objective reads any.
     """
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
     ema: Params
+    queue: Queue | None
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
@@ -49,10 +52,11 @@ def init_state(
 
     def make() -> TrainState:
         nonlocal graphdef
-        graphdef, params = split_model(build())
+        model = build()
+        graphdef, params = split_model(model)
         # A copy: the state is donated, and one buffer cannot be donated twice.
         average = jax.tree.map(jnp.copy, params) if ema else {}
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average, model.make_queue())
 
     shapes = jax.eval_shape(make)
     params = sharding.parameter_shardings(shapes.params, mesh)
@@ -61,6 +65,7 @@ def init_state(
         params=params,
         opt_state=sharding.optimizer_shardings(tx, shapes.params, params, mesh),
         ema=params if ema else {},
+        queue=jax.tree.map(lambda _: sharding.replicated(mesh), shapes.queue),
     )
     return graphdef, jax.jit(make, out_shardings=shardings), shardings
 
@@ -108,32 +113,35 @@ def make_train_step(
         ema_decay: of the moving average of the parameters; 0 = off.
     """
 
-    def loss_fn(params: Params, batch: Mapping[str, jax.Array], key: jax.Array):
-        return nnx.merge(graphdef, params)(batch, key)
+    def loss_fn(params: Params, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array):
+        teacher = nnx.merge(graphdef, jax.lax.stop_gradient(state.ema)) if state.ema else None
+        loss, metrics, queue = nnx.merge(graphdef, params)(batch, key, teacher=teacher, queue=state.queue)
+        return loss, (metrics, queue)
 
-    def gradients(params: Params, batch: Mapping[str, jax.Array], key: jax.Array):
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key)
-        return grads, metrics
+    def gradients(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array):
+        (_, (metrics, queue)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state, batch, key)
+        return grads, metrics, queue
 
-    def accumulated(params: Params, batch: Mapping[str, jax.Array], key: jax.Array):
+    def accumulated(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array):
         cut = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), dict(batch))
         parts = (cut, jax.random.split(key, accumulate))
+        part_gradients = lambda part: gradients(state, *part)[:2]  # noqa: E731
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
-            jax.eval_shape(gradients, params, *jax.tree.map(lambda x: x[0], parts)),
+            jax.eval_shape(part_gradients, jax.tree.map(lambda x: x[0], parts)),
         )
-        add = lambda total, part: (jax.tree.map(jnp.add, total, gradients(params, *part)), None)  # noqa: E731
+        add = lambda total, part: (jax.tree.map(jnp.add, total, part_gradients(part)), None)  # noqa: E731
         total, _ = jax.lax.scan(add, zeros, parts)
-        return jax.tree.map(lambda x: x / accumulate, total)
+        return *jax.tree.map(lambda x: x / accumulate, total), state.queue
 
     def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, metrics = (gradients if accumulate == 1 else accumulated)(state.params, batch, key)
+        grads, metrics, queue = (gradients if accumulate == 1 else accumulated)(state, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1.0 - ema_decay) if ema_decay else state.ema
         metrics |= {"grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        return TrainState(state.step + 1, params, opt_state, ema, queue), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
 

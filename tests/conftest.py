@@ -49,15 +49,24 @@ def toy_flags(**values) -> list[str]:
 def toy_config(structure: str = "", **values):
     """The toy run's config; `structure` is the text after the colon."""
     from configs import pretrain
+    from maskvlm_jax import config as configs
 
     config = pretrain.get_config(structure)
+    there = configs.flatten(config.to_dict())
     with config.unlocked():
-        for name, value in (TOY | {name.replace("__", "."): value for name, value in values.items()}).items():
+        # A recipe lacks some parts, and has some that follow from others.
+        toy = {name: value for name, value in TOY.items() if name in there}
+        for name in ("model.image.depth", "model.text.depth"):
+            toy[name] = min(toy[name], there[name])
+        for name, value in (toy | {name.replace("__", "."): value for name, value in values.items()}).items():
             block = config
             *path, last = name.split(".")
             for key in path:
                 block = block[key]
             block[last] = value
+        fusion, image = config.model.fusion, config.model.image
+        if "patches" in fusion:
+            fusion.patches, fusion.max_length = (image.image_size // image.patch) ** 2, config.model.text.max_length
     return config
 
 

@@ -53,7 +53,7 @@ def test_base_is_the_paper_s_model():
     d, block, cross = 768, 12 * 768**2 + 13 * 768, 16 * 768**2 + 19 * 768
     assert count(vlm["image_encoder"]) == (16 * 16 * 3 + 1) * d + 2 * d + 197 * d + 12 * block + 2 * d == 85_799_424
     assert count(vlm["text_encoder"]) == 50_265 * d + 30 * d + 2 * d + 12 * block == 123_682_560
-    assert count(vlm["image_fusion"]) == count(vlm["text_fusion"]) == 3 * cross == 28_355_328
+    assert count(vlm["fusion"]["image_stream"]) == count(vlm["fusion"]["text_stream"]) == 3 * cross == 28_355_328
     assert count(heads["masked_image"]["decoder"]) == 3 * cross
     assert count(heads["masked_image"]["to_pixels"]) == (d + 1) * 768
     assert count(heads["masked_text"]["to_words"]) == (d + 1) * 50_265

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from maskvlm_jax.context import Context, masked_positions, masked_token_capacity
-from maskvlm_jax.models.fusion import CrossStack
+from maskvlm_jax.models.cross import CrossStack
 from maskvlm_jax.models.text import TextEncoder
 from maskvlm_jax.models.vision import ImageEncoder, patchify, unpatchify
 from maskvlm_jax.train_step import split_model
@@ -31,7 +31,7 @@ def pretrainer():
 
 @pytest.fixture(scope="module")
 def step(pretrainer):
-    """(loss, metrics) of a batch; one compiled program, so that equal numbers are equal bits."""
+    """The output for a batch; one compiled program, so that equal numbers are equal bits."""
     graphdef, params = split_model(pretrainer)
     run = unoptimised(lambda p, b: nnx.merge(graphdef, p)(b, jax.random.key(0)), params, toy.batch())
     return lambda batch: run(params, batch)
@@ -42,7 +42,7 @@ def losses(step):
     """The losses of a batch by name."""
 
     def call(batch):
-        _, values = step(batch)
+        values = step(batch).metrics
         return {name: float(values[f"{name}/loss"]) for name in LOSSES}
 
     return call

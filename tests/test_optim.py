@@ -11,6 +11,7 @@ from flax import nnx
 from maskvlm_jax import sharding
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.optim import make_optimizer, make_schedule
+from maskvlm_jax.pretrainer import Output
 from maskvlm_jax.train_step import init_state, make_train_step, split_model
 from tests.reference import numpy_optim, toy
 
@@ -28,8 +29,8 @@ PATHS = {
     "vlm/text_encoder/embedding": (True, True),
     "vlm/text_encoder/embedding_norm/bias": (False, True),
     "vlm/image_projection/kernel": (True, False),
-    "vlm/text_fusion/blocks/block/cross_attention/key/kernel": (True, False),
-    "vlm/text_fusion/blocks/block/cross_attention/key/bias": (False, False),
+    "vlm/fusion/text_stream/blocks/block/cross_attention/key/kernel": (True, False),
+    "vlm/fusion/text_stream/blocks/block/cross_attention/key/bias": (False, False),
     "vlm/temperature": (False, False),
     "objectives/masked_image/decoder/blocks/block/feed_forward/up/kernel": (True, False),
     "objectives/masked_text/to_words/bias": (False, False),
@@ -121,9 +122,12 @@ class OneNumber(nnx.Module):
     def __init__(self):
         self.vlm = nnx.Dict(temperature=nnx.Param(jnp.asarray(2.0, jnp.float32)))
 
-    def __call__(self, batch, key):
+    def make_queue(self):
+        return None
+
+    def __call__(self, batch, key, *, teacher, queue):
         loss = jnp.mean(batch["x"]) * self.vlm.temperature[...]
-        return loss, {"loss": loss}
+        return Output(loss, {"loss": loss}, queue)
 
 
 def train(accumulate: int, ema_decay: float):

@@ -73,6 +73,20 @@ def text_fields(
     }
 
 
+def without_words(text: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The text arrays, (..., L), of captions that hold nothing between their start and end token."""
+    tokens, valid = text["tokens"], text["token_valid"]
+    end = np.take_along_axis(tokens, valid.sum(axis=-1, keepdims=True) - 1, axis=-1)
+    position = np.arange(tokens.shape[-1])
+    empty = np.where(position == 1, end, tokens)
+    return {
+        "tokens": empty,
+        "tokens_masked": empty,
+        "token_valid": np.broadcast_to(position < 2, tokens.shape).copy(),
+        "text_masked": np.zeros_like(valid),
+    }
+
+
 def trim(batch: dict[str, np.ndarray], buckets: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Cuts the text arrays to the shortest of the lengths `buckets` that holds the batch's longest caption."""
     longest = int(batch["token_valid"].sum(axis=1).max())

@@ -20,6 +20,7 @@ class EvaluationSet:
         ids: I names.
         captions: T texts; text: arrays (T, L) as in a batch; image_of_caption: (T,) int.
         image_masked: (I, N) bool, drawn once from the evaluation's seed.
+        one_at_a_time: masks of both modalities are there, but only one is to be applied at a time.
         broken: names of pictures that could not be decoded; they and their captions are left out.
         fingerprint: sha256 of the source.
     """
@@ -30,6 +31,7 @@ class EvaluationSet:
     text: dict[str, np.ndarray]
     image_of_caption: np.ndarray
     image_masked: np.ndarray
+    one_at_a_time: bool
     broken: list[str]
     fingerprint: str
 
@@ -37,6 +39,19 @@ class EvaluationSet:
     def first_captions(self) -> np.ndarray:
         """(I,) int: the first caption of every picture."""
         return np.unique(self.image_of_caption, return_index=True)[1]
+
+    def first(self, count: int) -> "EvaluationSet":
+        """The first `count` pictures and their captions."""
+        texts = self.image_of_caption < count
+        return dataclasses.replace(
+            self,
+            images=self.images[:count],
+            ids=self.ids[:count],
+            captions=[caption for caption, kept in zip(self.captions, texts, strict=True) if kept],
+            text={name: value[texts] for name, value in self.text.items()},
+            image_of_caption=self.image_of_caption[texts],
+            image_masked=self.image_masked[:count],
+        )
 
     def other_pictures(self) -> np.ndarray:
         """(I,) int: for every picture another one that shares neither picture nor first caption with it."""
@@ -120,6 +135,7 @@ def load_evaluation(
         text={name: np.stack([fields[name] for fields in text]) for name in text[0]},
         image_of_caption=np.array(image_of_caption),
         image_masked=np.stack(image_masked),
+        one_at_a_time=masking_options["policy"] == "modality_aware",
         broken=broken,
         fingerprint=source.fingerprint,
     )

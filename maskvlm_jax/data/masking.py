@@ -25,7 +25,20 @@ def sample_image_mask(rng: np.random.Generator, grid: int, *, cell: int, ratio: 
 
 def masked_token_count(tokens: int, ratio: float) -> int:
     """Tokens hidden out of `tokens` real, non-special ones: rounded up, at least one where there is one."""
-    return min(tokens, max(1, math.ceil(ratio * tokens)))
+    return min(tokens, max(1, math.ceil(ratio * tokens))) if ratio else 0
+
+
+def sample_ratios(rng: np.random.Generator, options: dict) -> dict:
+    """`config.masking` with the ratios of one example.
+
+    "independent": those of the config. "modality_aware" (MLIM, arXiv 2109.12178): with equal probability the picture
+    heavily and no word, the words heavily and no patch, or both lightly.
+    """
+    if options["policy"] == "independent":
+        return options
+    heavy_image, heavy_text, light = options["image_ratio"], options["text_ratio"], options["light_ratio"]
+    image, text = ((heavy_image, 0.0), (0.0, heavy_text), (light, light))[int(rng.integers(3))]
+    return options | {"image_ratio": image, "text_ratio": text}
 
 
 def sample_text_mask(

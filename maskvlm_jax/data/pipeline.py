@@ -30,6 +30,7 @@ class MakeExample(grain.transforms.RandomMap):
         max_length: tokens.
         augment: `config.data.augment`.
         masking_options: `config.masking`.
+        modality_dropout: share of the examples that lose their picture or, as often, their words.
     """
 
     def __init__(
@@ -42,20 +43,23 @@ class MakeExample(grain.transforms.RandomMap):
         max_length: int,
         augment: dict,
         masking_options: dict,
+        modality_dropout: float = 0.0,
     ):
         self._source, self._tokenizer = source, tokenizer
         self._image_size, self._grid, self._max_length = image_size, image_size // patch, max_length
-        self._augment, self._masking = augment, masking_options
+        self._augment, self._masking, self._modality_dropout = augment, masking_options, modality_dropout
 
     def random_map(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """All arrays of one example; one caption of the picture's several is drawn, so one an epoch."""
         index, pixels, example = self._decodable(int(element))
         caption = example["captions"][int(rng.integers(len(example["captions"])))]
         image = self._augmented(pixels, caption, rng)
+        options = masking.sample_ratios(rng, self._masking)
         image_masked = masking.sample_image_mask(
-            rng, self._grid, cell=self._masking["image_cell"], ratio=self._masking["image_ratio"]
+            rng, self._grid, cell=options["image_cell"], ratio=options["image_ratio"]
         )
-        text = batches.text_fields(caption, self._tokenizer, rng, max_length=self._max_length, options=self._masking)
+        text = batches.text_fields(caption, self._tokenizer, rng, max_length=self._max_length, options=options)
+        image, text = self._dropped(image, text, rng)
         return {
             "image": image,
             **text,
@@ -65,6 +69,14 @@ class MakeExample(grain.transforms.RandomMap):
             "index": np.int64(element),
             "replaced": np.bool_(index != element),
         }
+
+    def _dropped(self, image: np.ndarray, text: dict, rng: np.random.Generator) -> tuple[np.ndarray, dict]:
+        """Modality dropout (MLIM, arXiv 2109.12178): the mean colour for the picture, or a caption without a word."""
+        if self._modality_dropout and (drawn := rng.random()) < self._modality_dropout:
+            if drawn < self._modality_dropout / 2:
+                return np.zeros_like(image), text
+            return image, batches.without_words(text)
+        return image, text
 
     def _decodable(self, element: int) -> tuple[int, np.ndarray, dict]:
         """The example, or where its picture is broken the next one that is not: the same on every machine."""

@@ -28,18 +28,19 @@ class Word:
 
 
 def reconstructions(predictor: Predictor, data: EvaluationSet, *, count: int, batch_size: int) -> np.ndarray:
-    """A sheet, one row a picture: original | masked | rebuilt with its caption | rebuilt with another's."""
+    """A sheet, one row a picture: original | masked | rebuilt with its caption | rebuilt with another's.
+
+    A model that predicts features (MAMO) shows, for each hidden patch, the patch of the other pictures whose feature is
+    the nearest.
+    """
     pictures, patch = np.arange(min(count, len(data.images))), None
     others, first = data.other_pictures(), data.first_captions
     rebuilt = {}
     for reads in ("matched", "shuffled"):
-        batch = next(probes.batches(data, pictures, batch_size, image_reads=reads))
-        pred_BMF, _, positions = predictor.masked_image(batch)
-        patch = round((pred_BMF.shape[-1] / 3) ** 0.5)
-        rebuilt[reads] = [
-            paste(data.images[i], transforms.denormalise(pred_BMF[i].reshape(-1, patch, patch, 3)), positions.ids_BM[i])
-            for i in pictures
-        ]
+        batch = next(probes.batches(data, pictures, batch_size, of="image", reads=reads))
+        patches, ids = _rebuilt_patches(predictor, batch)
+        patch = patches.shape[2]
+        rebuilt[reads] = [paste(data.images[i], patches[i], ids[i]) for i in pictures]
     rows = []
     for i in pictures:
         grey = np.full((int(data.image_masked[i].sum()), patch, patch, 3), MASK_GREY, np.uint8)
@@ -47,6 +48,34 @@ def reconstructions(predictor: Predictor, data: EvaluationSet, *, count: int, ba
         tiles = [data.images[i], masked, rebuilt["matched"][i], rebuilt["shuffled"][i]]
         rows.append((tiles, data.captions[first[i]], data.captions[first[others[i]]]))
     return _reconstruction_sheet(rows)
+
+
+def _rebuilt_patches(predictor: Predictor, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(B, M, p, p, 3) uint8 patches in the place of the hidden ones, and their numbers (B, M)."""
+    if "masked_image" in predictor.objectives:
+        pred_BMF, _, positions = predictor.masked_image(batch)
+        patch = round((pred_BMF.shape[-1] / 3) ** 0.5)
+        return transforms.denormalise(pred_BMF.reshape(*pred_BMF.shape[:2], patch, patch, 3)), positions.ids_BM
+    pred_BMD, _, positions = predictor.masked_feature(batch)
+    feature_BSD, _ = predictor.encode_image(batch["image"])
+    count = batch["image_masked"].shape[1]
+    feature_BND = feature_BSD[:, feature_BSD.shape[1] - count :]
+    feature_BND = feature_BND / np.linalg.norm(feature_BND, axis=-1, keepdims=True)
+    patches_BN = _cut(transforms.denormalise(batch["image"]), count)
+    chosen = []
+    for i, pred_MD in enumerate(pred_BMD):
+        others = np.arange(len(pred_BMD)) != i
+        nearest = np.argmax(pred_MD @ feature_BND[others].reshape(-1, feature_BND.shape[-1]).T, axis=1)
+        chosen.append(patches_BN[others].reshape(-1, *patches_BN.shape[2:])[nearest])
+    return np.stack(chosen), positions.ids_BM
+
+
+def _cut(images: np.ndarray, count: int) -> np.ndarray:
+    """(B, count, p, p, 3): square pictures cut into `count` patches, row by row."""
+    side = round(count**0.5)
+    patch = images.shape[1] // side
+    cut = images.reshape(len(images), side, patch, side, patch, 3).swapaxes(2, 3)
+    return cut.reshape(len(images), count, patch, patch, 3)
 
 
 def paste(image: np.ndarray, patches: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -66,7 +95,7 @@ def masked_texts(
     pictures, first = np.arange(min(count, len(data.images))), data.first_captions
     results = [{} for _ in pictures]
     for reads in probes.OTHERS:
-        batch = next(probes.batches(data, pictures, batch_size, text_reads=reads))
+        batch = next(probes.batches(data, pictures, batch_size, of="text", reads=reads))
         _, predicted_BM, _, positions = predictor.masked_text(batch)
         for i in pictures:
             tokens = data.text["tokens"][first[i]]

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from maskvlm_jax import sharding
-from maskvlm_jax.models.fusion import Memory
+from maskvlm_jax.models.fusion import PairSide
 from maskvlm_jax.objectives.masked_image import masked_patch_target
 
 Arrays = Mapping[str, np.ndarray]
@@ -26,26 +26,24 @@ class Functions:
 
         def encode_image(params, image_BYXC):
             vlm = model(params).vlm
-            image_BSD = vlm.image_encoder(image_BYXC)
-            return image_BSD, vlm.embed_image(image_BSD)
+            image_BSD = vlm.encode_image(image_BYXC)
+            return image_BSD, vlm.embed_image(image_BSD) if vlm.embed else image_BSD[:, 0, :0]
 
         def encode_text(params, tokens_BL, valid_BL):
             vlm = model(params).vlm
             text_BLD = vlm.text_encoder(tokens_BL, valid_BL)
-            return text_BLD, vlm.embed_text(text_BLD)
+            return text_BLD, vlm.embed_text(text_BLD) if vlm.embed else text_BLD[:, 0, :0]
 
         def prepare_images(params, image_BSD):
-            vlm = model(params).vlm
-            first = jnp.zeros((image_BSD.shape[0], 1), jnp.int32)
-            return vlm.image_fusion.start(image_BSD, None, first), vlm.text_fusion.project(image_BSD)
+            fusion = model(params).vlm.fusion
+            return fusion.pair_image(fusion.image_side(image_BSD))
 
-        def match(params, start_BSD, memory: Memory, image_ids_P, text_PLD, valid_PL):
+        def match(params, prepared: PairSide, image_ids_P, text_PLD, valid_PL):
             pretrainer = model(params)
-            vlm, first = pretrainer.vlm, jnp.zeros((text_PLD.shape[0], 1), jnp.int32)
-            text_start = vlm.text_fusion.start(text_PLD, valid_PL, first)
-            text_memory = vlm.image_fusion.project(text_PLD, valid_PL)
-            image, text = vlm.fuse_pairs(start_BSD[image_ids_P], memory.gather(image_ids_P), text_start, text_memory)
-            return pretrainer.objectives["matching"].classify(image, text)[:, 1]
+            fusion = pretrainer.vlm.fusion
+            text = fusion.pair_text(fusion.text_side(text_PLD, valid_PL))
+            pair_PD = fusion.match(prepared.gather(image_ids_P), text)
+            return pretrainer.objectives["matching"].classify(pair_PD)[:, 1]
 
         def masked_text(params, batch):
             pretrainer = model(params)
@@ -63,9 +61,16 @@ class Functions:
             patch = pretrainer.vlm.image_encoder.patch
             return pred_BMF, masked_patch_target(batch["image"], positions.ids_BM, patch), positions
 
+        def masked_feature(params, batch):
+            pretrainer = model(params)
+            # The weights that are evaluated give the targets, whichever they are.
+            ctx = pretrainer.context(batch, teacher=pretrainer.context(batch))
+            return *pretrainer.objectives["masked_feature"].predict(ctx), ctx.masked_patches
+
         self.encode_image, self.encode_text = jax.jit(encode_image), jax.jit(encode_text)
         self.prepare_images, self.match = jax.jit(prepare_images), jax.jit(match)
         self.masked_text, self.masked_image = jax.jit(masked_text), jax.jit(masked_image)
+        self.masked_feature = jax.jit(masked_feature)
 
 
 class Predictor:
@@ -86,24 +91,22 @@ class Predictor:
         return getattr(self._functions, name)(self._params, *arrays)
 
     def encode_image(self, image_BYXC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """image_BSD and image_BE."""
+        """image_BSD and image_BE, of width 0 where the model has no contrastive space."""
         put = sharding.put({"image": image_BYXC}, self._mesh)
         return jax.device_get(self._call("encode_image", put["image"]))
 
     def encode_text(self, tokens_BL: np.ndarray, valid_BL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """text_BLD and text_BE."""
+        """text_BLD and text_BE, of width 0 where the model has no contrastive space."""
         put = sharding.put({"tokens": tokens_BL, "valid": valid_BL}, self._mesh)
         return jax.device_get(self._call("encode_text", put["tokens"], put["valid"]))
 
-    def prepare_images(self, image_BSD: np.ndarray) -> tuple[jax.Array, Memory]:
+    def prepare_images(self, image_BSD: np.ndarray) -> PairSide:
         """What matching reads of pictures, computed once for all captions each is paired with; left on the device."""
         return self._call("prepare_images", image_BSD)
 
-    def match(
-        self, prepared: tuple[jax.Array, Memory], image_ids_P: np.ndarray, text_PLD: np.ndarray, valid_PL: np.ndarray
-    ) -> jax.Array:
+    def match(self, prepared: PairSide, image_ids_P: np.ndarray, text_PLD: np.ndarray, valid_PL: np.ndarray) -> Any:
         """(P,) matching logits of prepared pictures `image_ids_P` with captions; left on the device."""
-        return self._call("match", *prepared, image_ids_P, text_PLD, valid_PL)
+        return self._call("match", prepared, image_ids_P, text_PLD, valid_PL)
 
     def masked_text(self, batch: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
         """nll_BM, predicted ids_BM, target ids_BM and the positions."""
@@ -112,3 +115,7 @@ class Predictor:
     def masked_image(self, batch: Arrays) -> tuple[np.ndarray, np.ndarray, Any]:
         """pred_BMF, target_BMF in normalised pixels, and the positions."""
         return jax.device_get(self._call("masked_image", dict(batch)))
+
+    def masked_feature(self, batch: Arrays) -> tuple[np.ndarray, np.ndarray, Any]:
+        """pred_BMD and target_BMD, features of unit length, and the positions."""
+        return jax.device_get(self._call("masked_feature", dict(batch)))

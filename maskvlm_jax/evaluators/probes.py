@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from maskvlm_jax.data import batch as batches_of
 from maskvlm_jax.data import transforms
 from maskvlm_jax.data.evaluation import EvaluationSet, padded
 from maskvlm_jax.evaluators.predictor import Predictor
@@ -16,56 +17,51 @@ OTHERS = ("matched", "shuffled", "empty")
 
 
 def evaluate(predictor: Predictor, data: EvaluationSet, *, batch_size: int, limit: int) -> Iterator[tuple[str, float]]:
-    """masked_text_{loss, accuracy}_OTHER (nats, percent) and masked_image_{loss, psnr}_OTHER (L1, decibel)."""
+    """masked_text_{loss, accuracy}_OTHER (nats, percent), masked_image_{loss, psnr}_OTHER (L1, decibel) and
+    masked_feature_cosine_OTHER, of the objectives that were trained."""
     pictures = np.arange(len(data.images))[:limit]
     for other in OTHERS:
         if "masked_text" in predictor.objectives:
             yield from zip(
                 (f"masked_text_loss_{other}", f"masked_text_accuracy_{other}"),
-                masked_text_scores(predictor, batches(data, pictures, batch_size, text_reads=other)),
+                masked_text_scores(predictor, batches(data, pictures, batch_size, of="text", reads=other)),
                 strict=True,
             )
         if "masked_image" in predictor.objectives:
             yield from zip(
                 (f"masked_image_loss_{other}", f"masked_image_psnr_{other}"),
-                masked_image_scores(predictor, batches(data, pictures, batch_size, image_reads=other)),
+                masked_image_scores(predictor, batches(data, pictures, batch_size, of="image", reads=other)),
                 strict=True,
             )
 
+        if "masked_feature" in predictor.objectives:
+            source = batches(data, pictures, batch_size, of="image", reads=other)
+            yield f"masked_feature_cosine_{other}", masked_feature_cosine(predictor, source)
+
 
 def batches(
-    data: EvaluationSet,
-    pictures: np.ndarray,
-    batch_size: int,
-    *,
-    text_reads: str = "matched",
-    image_reads: str = "matched",
+    data: EvaluationSet, pictures: np.ndarray, batch_size: int, *, of: str, reads: str
 ) -> Iterator[dict[str, np.ndarray]]:
     """Padded batches of pictures with their first caption.
 
     Args:
-        text_reads: which picture the captions come with; image_reads: which caption the pictures come with.
+        of: the modality that is rebuilt, "image" or "text".
+        reads: what it comes with: the "matched" other modality, a "shuffled" or an "empty" one.
     """
     others, first = data.other_pictures(), data.first_captions
     for start in range(0, len(pictures), batch_size):
         chosen, valid = padded(pictures[start : start + batch_size], batch_size)
-        seen = others[chosen] if text_reads == "shuffled" else chosen
-        read = others[chosen] if image_reads == "shuffled" else chosen
+        seen = read = chosen
+        if reads == "shuffled":
+            seen, read = (others[chosen], chosen) if of == "text" else (chosen, others[chosen])
         batch = data.batch(seen, first[read], valid)
-        if text_reads == "empty":
-            batch["image"] = np.zeros_like(batch["image"])
-        if image_reads == "empty":
-            batch |= without_words(batch)
+        if data.one_at_a_time and of == "text":
+            batch["image_masked"] = np.zeros_like(batch["image_masked"])
+        if data.one_at_a_time and of == "image":
+            batch |= {"tokens_masked": batch["tokens"], "text_masked": np.zeros_like(batch["text_masked"])}
+        if reads == "empty":
+            batch |= {"image": np.zeros_like(batch["image"])} if of == "text" else batches_of.without_words(batch)
         yield batch
-
-
-def without_words(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The text arrays of a caption that holds nothing between its start and end token."""
-    tokens, valid = batch["tokens"], batch["token_valid"]
-    rows, last = np.arange(len(tokens)), valid.sum(axis=1) - 1
-    empty = tokens.copy()
-    empty[:, 1] = tokens[rows, last]
-    return {"tokens": empty, "token_valid": np.broadcast_to(np.arange(tokens.shape[1]) < 2, tokens.shape).copy()}
 
 
 def masked_text_scores(predictor: Predictor, source: Iterator[dict[str, np.ndarray]]) -> tuple[float, float]:
@@ -90,6 +86,15 @@ def masked_image_scores(predictor: Predictor, source: Iterator[dict[str, np.ndar
         squared += float(np.sum((_pixels(pred) - _pixels(target)) ** 2, dtype=np.float64))
         count += target.size
     return absolute / count, 10.0 * float(np.log10(255.0**2 / max(squared / count, 1e-12)))
+
+
+def masked_feature_cosine(predictor: Predictor, source: Iterator[dict[str, np.ndarray]]) -> float:
+    """Mean cosine of predicted with true features of masked patches."""
+    cosines = []
+    for batch in source:
+        pred_BMD, target_BMD, _ = predictor.masked_feature(batch)
+        cosines.append(np.sum(pred_BMD * target_BMD, axis=-1)[batch["example_valid"]].ravel())
+    return float(np.mean(np.concatenate(cosines), dtype=np.float64))
 
 
 def _pixels(patches: np.ndarray) -> np.ndarray:

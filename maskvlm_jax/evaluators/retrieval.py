@@ -20,9 +20,25 @@ PAIR_BATCH = 256
 
 
 def evaluate(
-    predictor: Predictor, data: EvaluationSet, *, batch_size: int, rerank_k: int, rerank_score: str
+    predictor: Predictor,
+    data: EvaluationSet,
+    *,
+    batch_size: int,
+    match_images: int,
+    rerank_k: int,
+    rerank_score: str,
 ) -> Iterator[tuple[str, float]]:
-    """Recalls in percent; re-ranked ones where `rerank_k` is positive and a matching objective was trained."""
+    """Recalls in percent.
+
+    With a contrastive space: of its cosines, and re-ranked ones where `rerank_k` is positive and a matching objective
+    was trained. Without: `match_` recalls of matching alone among the first `match_images` pictures.
+    """
+    contrastive, matching = "contrastive" in predictor.objectives, "matching" in predictor.objectives
+    if not contrastive and not matching:
+        return
+    if not contrastive:
+        yield from match_recalls(predictor, data.first(match_images), batch_size).items()
+        return
     image_ISD, image_IE = encode_images(predictor, data, batch_size)
     text_TLD, text_TE = encode_texts(predictor, data, batch_size)
     cosine_IT = image_IE @ text_TE.T
@@ -31,12 +47,24 @@ def evaluate(
     text_ranks = ranking.text_to_image_ranks(cosine_IT, owner)
     yield from ranking.recalls(image_ranks, text_ranks).items()
 
-    if rerank_k and "matching" in predictor.objectives:
+    if rerank_k and matching:
         top_texts_IT = ranking.top_k(cosine_IT, rerank_k)
         top_images_IT = ranking.top_k(cosine_IT.T, rerank_k).T
         match_IT = match_scores(predictor, image_ISD, text_TLD, data.text["token_valid"], top_texts_IT | top_images_IT)
         score_IT = match_IT + cosine_IT if rerank_score == "itm+itc" else match_IT
         yield from rerank_recalls(score_IT, top_texts_IT, top_images_IT, owner, image_ranks, text_ranks).items()
+
+
+def match_recalls(predictor: Predictor, data: EvaluationSet, batch_size: int) -> dict[str, float]:
+    """Recalls of matching every picture with every caption."""
+    image_ISD, _ = encode_images(predictor, data, batch_size)
+    text_TLD, _ = encode_texts(predictor, data, batch_size)
+    wanted_IT = np.ones((len(image_ISD), len(text_TLD)), bool)
+    score_IT = match_scores(predictor, image_ISD, text_TLD, data.text["token_valid"], wanted_IT)
+    owner = data.image_of_caption
+    return ranking.recalls(
+        ranking.image_to_text_ranks(score_IT, owner), ranking.text_to_image_ranks(score_IT, owner), prefix="match_"
+    )
 
 
 def rerank_recalls(

@@ -1,149 +1,134 @@
-"""Cross-modality encoders and decoder of MaskVLM (Kwon et al. 2023, arXiv 2208.02131, Sec. 3.1 and Fig. 2-3).
+"""Fusion: how image and text sequences become one another's context. Every kind has the same five methods.
 
-A stream of one modality reads the *unimodal* output of the other: the same memory in every block, never co-updated.
-Costs that would be thrown away are not spent, and no number changes by it:
+    image_side, text_side    one modality as the fusion reads it, prepared once however often it is read
+    fuse                     the fused sequences of a batch of pairs
+    pair_image, pair_text    what matching reads of a picture or a caption, prepared once for all its pairs
+    match                    one vector a pair, for a batch of gathered pictures and captions
 
-* the memory is projected to keys and values once (`CrossStack.project`), however many streams and pairs read it;
-* the first self-attention does not see the other modality, so it runs once an input, not once a pair (`start`);
-* the last block is computed only at the positions that are read (`read_BR`).
+`CrossFusion` is here; `JointFusion` (merged and single stream) in `models/joint.py`.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.models.layers import Attention, Dtype, FeedForward, LayerNorm, dropout, take
-from maskvlm_jax.models.stack import Stack, layer_keys
+from maskvlm_jax.models.cross import CrossStack, Memory
+from maskvlm_jax.models.layers import Positions
+
+Keys = tuple[jax.Array | None, jax.Array | None]
 
 
-class Memory(NamedTuple):
-    """Keys and values of a sequence for every layer of a `CrossStack`, and which of its positions are real."""
+class Side:
+    """One modality of a batch: its encoder's output and what streams of the other modality read of it.
 
-    key_ABTHK: jax.Array
-    value_ABTHK: jax.Array
-    valid_BT: jax.Array | None
-
-    def gather(self, ids_P: jax.Array) -> "Memory":
-        """The memories of the examples `ids_P`, repeats allowed."""
-        valid = None if self.valid_BT is None else self.valid_BT[ids_P]
-        return Memory(self.key_ABTHK[:, ids_P], self.value_ABTHK[:, ids_P], valid)
-
-
-class CrossBlock(nnx.Module):
-    """Self-attention, attention over the other modality, feed-forward, each with a residual (Fig. 3b)."""
+    Args:
+        sequence_BSD: the encoder's output.
+        valid_BS: which of its positions are real; None = all.
+        visible: positions that were not hidden; None = nothing is hidden, or hidden ones hold mask tokens.
+        project: makes the memory; called when it is first asked for.
+    """
 
     def __init__(
         self,
-        width: int,
-        *,
-        heads: int,
-        mlp_ratio: int = 4,
-        norm: str = "post",
-        eps: float = 1e-5,
-        dropout: float = 0.0,
-        init_std: float = 0.02,
-        dtype: Dtype = "float32",
-        rngs: nnx.Rngs,
+        sequence_BSD: jax.Array,
+        valid_BS: jax.Array | None = None,
+        visible: Positions | None = None,
+        project: Callable[[jax.Array, jax.Array | None], Any] | None = None,
     ):
-        common = {"init_std": init_std, "dtype": dtype, "rngs": rngs}
-        self.self_attention = Attention(width, heads=heads, **common)
-        self.cross_attention = Attention(width, heads=heads, **common)
-        self.feed_forward = FeedForward(width, ratio=mlp_ratio, **common)
-        self.norm1 = LayerNorm(width, eps=eps, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(width, eps=eps, dtype=dtype, rngs=rngs)
-        self.norm3 = LayerNorm(width, eps=eps, dtype=dtype, rngs=rngs)
-        self.pre, self.dropout = norm == "pre", dropout
+        self.sequence_BSD, self.valid_BS, self.visible, self._project = sequence_BSD, valid_BS, visible, project
 
-    def attend_self(self, x_BSD, valid_BS=None, read_BR=None, key=None) -> jax.Array:
-        """First sub-block, computed at the positions `read_BR` (all where None)."""
-        y_BSD = self.norm1(x_BSD) if self.pre else x_BSD
-        memory = self.self_attention.project(y_BSD)
-        x_BRD, y_BRD = take(x_BSD, read_BR), take(y_BSD, read_BR)
-        x_BRD = x_BRD + dropout(self.self_attention(y_BRD, *memory, valid_BS), self.dropout, key)
-        return x_BRD if self.pre else self.norm1(x_BRD)
-
-    def attend_memory(self, x_BSD, memory: Memory, key=None) -> jax.Array:
-        """Second and third sub-block; `memory` is this layer's: keys and values without the layer axis."""
-        key2, key3 = (None, None) if key is None else jax.random.split(key)
-        y_BSD = self.norm2(x_BSD) if self.pre else x_BSD
-        x_BSD = x_BSD + dropout(self.cross_attention(y_BSD, *memory), self.dropout, key2)
-        x_BSD = x_BSD if self.pre else self.norm2(x_BSD)
-        y_BSD = self.norm3(x_BSD) if self.pre else x_BSD
-        x_BSD = x_BSD + dropout(self.feed_forward(y_BSD), self.dropout, key3)
-        return x_BSD if self.pre else self.norm3(x_BSD)
+    @cached_property
+    def memory(self) -> Any:
+        return self._project(self.sequence_BSD, self.valid_BS)
 
 
-class CrossStack(nnx.Module):
-    """`depth` cross blocks over one memory: the cross-modality encoders g_im, g_txt and the image decoder g_im^de."""
+class Fused(Protocol):
+    """The fused sequences of a batch, computed when they are asked for."""
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: int,
-        norm: str,
-        dropout: float,
-        init_std: float,
-        remat: str,
-        unroll: bool,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
-    ):
-        block = {
-            "heads": heads,
-            "mlp_ratio": mlp_ratio,
-            "norm": norm,
-            "dropout": dropout,
-            "init_std": init_std,
-            "dtype": dtype,
-        }
-        self.blocks = Stack(
-            lambda rngs: CrossBlock(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs
-        )
-        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype, rngs=rngs) if norm == "pre" else None
-        self.depth = depth
+    def image(self, read_BR: jax.Array | None = None) -> jax.Array:
+        """Fused image positions `read_BR` of `image_BSD`, all where None."""
 
-    def project(self, context_BTD: jax.Array, valid_BT: jax.Array | None = None) -> Memory:
-        """Keys and values of the other modality for every layer."""
-        key, value = self.blocks.map(lambda block: block.cross_attention.project(context_BTD))
-        return Memory(key, value, valid_BT)
+    def text(self, read_BR: jax.Array | None = None) -> jax.Array:
+        """Fused text positions `read_BR` of `text_BLD`, all where None."""
 
-    def start(self, x_BSD, valid_BS=None, read_BR=None, key=None) -> jax.Array:
-        """The first block's self-attention: the part of the stack that does not depend on the memory."""
-        read_BR = read_BR if self.depth == 1 else None
-        return self.blocks.layer(0).attend_self(x_BSD, valid_BS, read_BR, self._keys(key)[0])
 
-    def finish(self, x_BSD, memory: Memory, valid_BS=None, read_BR=None, key=None) -> jax.Array:
-        """All that follows `start`; returns the positions `read_BR`, (B, R, D), all where None."""
-        keys, last = self._keys(key), self.depth - 1
+class PairSide(NamedTuple):
+    """One modality as matching reads it, rows are examples; what a kind of fusion does not need is None.
 
-        def layer_memory(i):
-            return Memory(memory.key_ABTHK[i], memory.value_ABTHK[i], memory.valid_BT)
+    start_BRD: what its stream starts from; memory: what the other stream reads; valid_BS: its real positions.
+    """
 
-        def apply(block, x, layer):
-            key_BTHK, value_BTHK, key = layer
-            self_key, cross_key = (None, None) if key is None else jax.random.split(key)
-            x = block.attend_self(x, valid_BS, key=self_key)
-            return block.attend_memory(x, Memory(key_BTHK, value_BTHK, memory.valid_BT), cross_key)
+    start_BRD: jax.Array | None
+    memory: Memory | None
+    valid_BS: jax.Array | None
 
-        x_BSD = self.blocks.layer(0).attend_memory(x_BSD, layer_memory(0), keys[1])
-        if last > 0:
-            middle_keys = layer_keys(keys[2], self.depth)
-            x_BSD = self.blocks.scan(
-                apply, x_BSD, (memory.key_ABTHK, memory.value_ABTHK, middle_keys), start=1, stop=last
-            )
-            block = self.blocks.layer(last)
-            x_BSD = block.attend_self(x_BSD, valid_BS, read_BR, keys[3])
-            x_BSD = block.attend_memory(x_BSD, layer_memory(last), keys[4])
-        return x_BSD if self.norm is None else self.norm(x_BSD)
+    def gather(self, ids_P: jax.Array) -> "PairSide":
+        """The rows `ids_P`, repeats allowed."""
+        start, valid = (None if x is None else x[ids_P] for x in (self.start_BRD, self.valid_BS))
+        return PairSide(start, None if self.memory is None else self.memory.gather(ids_P), valid)
 
-    def __call__(self, x_BSD, memory: Memory, valid_BS=None, read_BR=None, key=None) -> jax.Array:
-        """Runs x through every block; returns the positions `read_BR` only, all where None."""
-        x_BSD = self.start(x_BSD, valid_BS, read_BR, key)
-        return self.finish(x_BSD, memory, valid_BS, read_BR, key)
 
-    def _keys(self, key):
-        return [None] * 5 if key is None else list(jax.random.split(key, 5))
+class CrossFusion(nnx.Module):
+    """Streams that read the other encoder's output: g_im and g_txt of MaskVLM, or the text stream alone, as ALBEF.
+
+    Args:
+        streams: "both", or "text" (ALBEF, arXiv 2107.07651: no image position is fused).
+        stack: arguments of each `CrossStack`.
+    """
+
+    drops = False  # whether hidden positions are left out here rather than in the encoders
+
+    def __init__(self, *, streams: str, rngs: nnx.Rngs, **stack: Any):
+        self.image_stream = CrossStack(**stack, rngs=rngs) if streams == "both" else None
+        self.text_stream = CrossStack(**stack, rngs=rngs)
+
+    def image_side(self, image_BSD: jax.Array, visible: Positions | None = None) -> Side:
+        return Side(image_BSD, project=self.text_stream.project)
+
+    def text_side(self, text_BLD: jax.Array, valid_BL: jax.Array, visible: Positions | None = None) -> Side:
+        return Side(text_BLD, valid_BL, project=self.image_stream and self.image_stream.project)
+
+    def fuse(self, image: Side, text: Side, keys: Keys = (None, None)) -> Fused:
+        return _CrossFused(self, image, text, keys)
+
+    def pair_image(self, image: Side, key: jax.Array | None = None) -> PairSide:
+        return PairSide(self._start(self.image_stream, image, key), image.memory, None)
+
+    def pair_text(self, text: Side, key: jax.Array | None = None) -> PairSide:
+        memory = text.memory if self.image_stream else None
+        return PairSide(self._start(self.text_stream, text, key), memory, text.valid_BS)
+
+    def match(self, image: PairSide, text: PairSide, keys: Keys = (None, None)) -> jax.Array:
+        """pair_PD: z_im^cross ∘ z_txt^cross (MaskVLM, Eq. 3), or the fused start token of the text stream alone."""
+        first = jnp.zeros((text.start_BRD.shape[0], 1), jnp.int32)
+        # The text stream keeps its own padding when it is paired with another picture.
+        text_PRD = self.text_stream.finish(text.start_BRD, image.memory, text.valid_BS, first, keys[1])
+        pair_PD = text_PRD[:, 0].astype(jnp.float32)
+        if self.image_stream:
+            image_PRD = self.image_stream.finish(image.start_BRD, text.memory, None, first, keys[0])
+            pair_PD *= image_PRD[:, 0].astype(jnp.float32)
+        return pair_PD
+
+    @staticmethod
+    def _start(stack: CrossStack | None, side: Side, key: jax.Array | None) -> jax.Array | None:
+        if stack is None:
+            return None
+        first = jnp.zeros((side.sequence_BSD.shape[0], 1), jnp.int32)
+        return stack.start(side.sequence_BSD, side.valid_BS, first, key)
+
+
+class _CrossFused:
+    def __init__(self, fusion: CrossFusion, image: Side, text: Side, keys: Keys):
+        self._fusion, self._image, self._text, self._keys = fusion, image, text, keys
+
+    def image(self, read_BR: jax.Array | None = None) -> jax.Array:
+        stream = self._fusion.image_stream
+        return stream(self._image.sequence_BSD, self._text.memory, None, read_BR, self._keys[0])
+
+    def text(self, read_BR: jax.Array | None = None) -> jax.Array:
+        stream, text = self._fusion.text_stream, self._text
+        return stream(text.sequence_BSD, self._image.memory, text.valid_BS, read_BR, self._keys[1])

@@ -1,6 +1,7 @@
 """Dense, attention, feed-forward and the self-attention block: every attention in the project is computed here."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,22 @@ def take(x_BSD: jax.Array, read_BR: jax.Array | None) -> jax.Array:
     if read_BR is None:
         return x_BSD
     return jnp.take_along_axis(x_BSD, read_BR[:, :, None], axis=1)
+
+
+class Positions(NamedTuple):
+    """Positions of each example, in order: a static count, rows that have fewer are padded with invalid ones."""
+
+    ids_BM: jax.Array
+    valid_BM: jax.Array
+
+
+def restore(visible_BUD: jax.Array, visible: Positions, length: int, mask_token: jax.Array) -> jax.Array:
+    """(B, length, D): `visible_BUD` at the positions it was taken from, the mask token at all others."""
+    rows = jnp.arange(visible_BUD.shape[0])[:, None]
+    slots_BSD = jnp.broadcast_to(mask_token, (visible_BUD.shape[0], length, visible_BUD.shape[2]))
+    # A padded entry is written outside the sequence, where it is dropped.
+    ids_BU = jnp.where(visible.valid_BM, visible.ids_BM, length)
+    return slots_BSD.at[rows, ids_BU].set(visible_BUD, mode="drop")
 
 
 class Attention(nnx.Module):
@@ -124,17 +141,20 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(width, eps=eps, dtype=dtype, rngs=rngs)
         self.pre, self.dropout = norm == "pre", dropout
 
-    def __call__(self, x_BSD: jax.Array, valid_BS: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x_BSD: jax.Array,
+        valid_BS: jax.Array | None = None,
+        key: jax.Array | None = None,
+        read_BR: jax.Array | None = None,
+    ) -> jax.Array:
+        """The block at the positions `read_BR`, all where None; every valid position is attended to."""
         key1, key2 = (None, None) if key is None else jax.random.split(key)
-
-        def attend(y):
-            return dropout(self.attention(y, *self.attention.project(y), valid_BS), self.dropout, key1)
-
-        def feed(y):
-            return dropout(self.feed_forward(y), self.dropout, key2)
-
-        if self.pre:
-            x_BSD = x_BSD + attend(self.norm1(x_BSD))
-            return x_BSD + feed(self.norm2(x_BSD))
-        x_BSD = self.norm1(x_BSD + attend(x_BSD))
-        return self.norm2(x_BSD + feed(x_BSD))
+        y_BSD = self.norm1(x_BSD) if self.pre else x_BSD
+        memory = self.attention.project(y_BSD)
+        x_BRD, y_BRD = take(x_BSD, read_BR), take(y_BSD, read_BR)
+        x_BRD = x_BRD + dropout(self.attention(y_BRD, *memory, valid_BS), self.dropout, key1)
+        x_BRD = x_BRD if self.pre else self.norm1(x_BRD)
+        y_BRD = self.norm2(x_BRD) if self.pre else x_BRD
+        x_BRD = x_BRD + dropout(self.feed_forward(y_BRD), self.dropout, key2)
+        return x_BRD if self.pre else self.norm2(x_BRD)

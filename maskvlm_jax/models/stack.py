@@ -19,7 +19,7 @@ class Stack(nnx.Module):
 
     Args:
         make_block: builds one block.
-        depth: number of blocks, at least one.
+        depth: number of blocks; with none, `scan` returns what it is given.
         remat: 'none' keeps every activation for the backward pass, 'dots' those of products with weights, 'full' only
             each block's input.
         unroll: write the blocks one after another instead of as a loop: faster on a CPU, slower to compile. The
@@ -36,8 +36,8 @@ class Stack(nnx.Module):
         rngs: nnx.Rngs,
     ):
         blocks = [nnx.split(make_block(rngs)) for _ in range(depth)]
-        graphdef, _ = blocks[0]
-        self.block = nnx.merge(graphdef, jax.tree.map(lambda *x: jnp.stack(x), *(state for _, state in blocks)))
+        states = [state for _, state in blocks]
+        self.block = nnx.merge(blocks[0][0], jax.tree.map(lambda *x: jnp.stack(x), *states)) if blocks else None
         self.depth, self.remat, self.unroll = depth, remat, unroll
 
     def layer(self, index: int) -> Any:

@@ -13,6 +13,10 @@ class TextEncoder(nnx.Module):
 
     Differs from the release of RoBERTa: positions count from 0 (its table starts at 2), and the constant embedding of
     the single token type, which it adds at every position, is left out.
+
+    Args:
+        depth: blocks; with 0 the encoder is an embedding, for a single stream.
+        mask_id: the mask token, where pictures share it.
     """
 
     def __init__(
@@ -31,6 +35,7 @@ class TextEncoder(nnx.Module):
         unroll: bool,
         dtype: Dtype,
         rngs: nnx.Rngs,
+        mask_id: int = -1,
     ):
         self.embedding = nnx.Param(token_init()(rngs.params(), (vocab_size, width), jnp.float32))
         self.position = nnx.Param(token_init()(rngs.params(), (1, max_length, width), jnp.float32))
@@ -45,8 +50,14 @@ class TextEncoder(nnx.Module):
             "dtype": dtype,
         }
         self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
-        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype, rngs=rngs) if norm == "pre" else None
+        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype, rngs=rngs) if norm == "pre" and depth else None
+        self.mask_id = mask_id
         self.width, self.dropout, self.dtype = width, dropout, dtype
+
+    @property
+    def mask_embedding(self) -> jax.Array:
+        """(D,): the word embedding of the mask token."""
+        return self.embedding[...][self.mask_id]
 
     def __call__(self, tokens_BL: jax.Array, valid_BL: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Encodes token ids to text_BLD; padding (valid False) is attended by no position. `key` draws dropout."""

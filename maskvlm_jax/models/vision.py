@@ -1,4 +1,6 @@
-"""Image encoder: ViT whose hidden patches enter as a learned token, as SimMIM (Xie et al. 2022, arXiv 2111.09886)."""
+"""Image encoders: ViT, and the shallow embeddings of single-stream models."""
+
+import itertools
 
 import einops
 import jax
@@ -6,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskvlm_jax.models.layers import Block, Dense, Dtype, LayerNorm, dropout, token_init
+from maskvlm_jax.models.layers import Block, Dense, Dtype, LayerNorm, Positions, dropout, restore, take, token_init
 from maskvlm_jax.models.stack import Stack, layer_keys
 
 
@@ -30,11 +32,81 @@ def sincos_positions(side: int, width: int) -> np.ndarray:
     return np.concatenate([row, column], axis=1).astype(np.float32)
 
 
+class PatchEmbedding(Dense):
+    """One dense layer a patch, as ViT."""
+
+    def __init__(self, patch: int, width: int, *, init_std: float, dtype: Dtype, rngs: nnx.Rngs):
+        super().__init__(3 * patch**2, width, init_std=init_std, dtype=dtype, rngs=rngs)
+        self.patch = patch
+
+    def __call__(self, image_BYXC: jax.Array) -> jax.Array:
+        return super().__call__(patchify(image_BYXC, self.patch))
+
+
+class ConvEmbedding(nnx.Module):
+    """A shallow CNN whose kernels are as large as their strides, 2 x 2 (MLIM, arXiv 2109.12178).
+
+    Every pixel feeds exactly one output, so that hiding an output hides its pixels whole. Such a convolution is a dense
+    layer over the four pixels of a cell, and is computed as one.
+
+    Args:
+        patch: a power of two; log2(patch) layers halve the picture, one more dense layer gives the width.
+        channels: of the first layer, doubled from layer to layer up to eight times.
+    """
+
+    def __init__(self, patch: int, width: int, *, channels: int, init_std: float, dtype: Dtype, rngs: nnx.Rngs):
+        sizes = [3] + [channels * min(2**i, 8) for i in range(patch.bit_length() - 1)]
+        common = {"init_std": init_std, "dtype": dtype, "rngs": rngs}
+        self.layers = nnx.List([Dense(4 * a, b, **common) for a, b in itertools.pairwise(sizes)])
+        self.out = Dense(sizes[-1], width, **common)
+
+    def __call__(self, image_BYXC: jax.Array) -> jax.Array:
+        x_BYXC = image_BYXC
+        for layer in self.layers:
+            x_BYXC = einops.rearrange(x_BYXC, "b (h p) (w q) c -> b h w (p q c)", p=2, q=2)
+            x_BYXC = jax.nn.gelu(layer(x_BYXC), approximate=False)
+        return self.out(einops.rearrange(x_BYXC, "b h w c -> b (h w) c"))
+
+
+class ConvDecoder(nnx.Module):
+    """Vectors of patches to their pixels by transposed 2 x 2 convolutions, the mirror image of `ConvEmbedding`.
+
+    Args:
+        patch: a power of two; log2(patch) layers double the picture, one more dense layer gives the colours.
+        channels: of the last layers, doubled from layer to layer towards the first up to eight times.
+    """
+
+    def __init__(self, patch: int, width: int, *, channels: int, init_std: float, dtype: Dtype, rngs: nnx.Rngs):
+        count = patch.bit_length() - 1
+        sizes = [width] + [channels * min(2 ** (count - 1 - i), 8) for i in range(count)]
+        common = {"init_std": init_std, "dtype": dtype, "rngs": rngs}
+        self.layers = nnx.List([Dense(a, 4 * b, **common) for a, b in itertools.pairwise(sizes)])
+        self.out = Dense(sizes[-1], 3, **common)
+
+    def __call__(self, x_BND: jax.Array) -> jax.Array:
+        """(B, N, F): pixels of each patch, not bounded."""
+        x = x_BND[:, :, None, None]
+        for layer in self.layers:
+            x = jax.nn.gelu(layer(x), approximate=False)
+            x = einops.rearrange(x, "b n h w (p q c) -> b n (h p) (w q) c", p=2, q=2)
+        return einops.rearrange(self.out(x), "b n h w c -> b n (h w c)")
+
+
 class ImageEncoder(nnx.Module):
-    """Pre-norm ViT with a class token and learned positions (Dosovitskiy et al. 2021, arXiv 2010.11929).
+    """Pre-norm ViT with learned positions (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
     With `init_std` 0 (training from scratch, as MAE) the positions start from sines and cosines, of the size of the
     pixel embeddings that they are added to.
+
+    Args:
+        image_size, patch: pixels.
+        embedding: "patch" (ViT) or "conv" (MLIM); `channels` are those of `ConvEmbedding`.
+        depth: blocks; with 0 the encoder is an embedding, for a single stream.
+        class_token: begin the sequence with a learned token.
+        hidden: how a hidden patch is kept from the blocks. "token": a learned token takes its embedding's place
+            (SimMIM, arXiv 2111.09886). "drop": only the visible patches are encoded, and the token stands at the
+            hidden ones' places in the output (MAE, arXiv 2111.06377). "later": not here; the fusion drops it.
+        mask_token: own that token; otherwise it is given in the call.
     """
 
     def __init__(
@@ -52,40 +124,70 @@ class ImageEncoder(nnx.Module):
         unroll: bool,
         dtype: Dtype,
         rngs: nnx.Rngs,
+        embedding: str = "patch",
+        channels: int = 32,
+        class_token: bool = True,
+        hidden: str = "token",
+        mask_token: bool = True,
     ):
         patches = (image_size // patch) ** 2
         common = {"init_std": init_std, "dtype": dtype}
-        self.patch_embedding = Dense(3 * patch**2, width, **common, rngs=rngs)
-        self.class_token = nnx.Param(token_init()(rngs.params(), (1, 1, width), jnp.float32))
-        self.mask_token = nnx.Param(token_init()(rngs.params(), (1, 1, width), jnp.float32))
-        position = token_init()(rngs.params(), (1, 1 + patches, width), jnp.float32)
+        if embedding == "conv":
+            self.patch_embedding = ConvEmbedding(patch, width, channels=channels, **common, rngs=rngs)
+        else:
+            self.patch_embedding = PatchEmbedding(patch, width, **common, rngs=rngs)
+        self.class_token = nnx.Param(token_init()(rngs.params(), (1, 1, width), jnp.float32)) if class_token else None
+        own = mask_token and hidden != "later"
+        self.mask_token = nnx.Param(token_init()(rngs.params(), (1, 1, width), jnp.float32)) if own else None
+        position = token_init()(rngs.params(), (1, class_token + patches, width), jnp.float32)
         if init_std == 0:
-            position = position.at[0, 1:].set(sincos_positions(image_size // patch, width))
+            position = position.at[0, class_token:].set(sincos_positions(image_size // patch, width))
         self.position = nnx.Param(position)
         block = {"heads": heads, "mlp_ratio": mlp_ratio, "norm": "pre", "eps": 1e-6, "dropout": dropout, **common}
         self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
         self.norm = LayerNorm(width, eps=1e-6, dtype=dtype, rngs=rngs)
         self.patch, self.patches, self.width, self.dropout, self.dtype = patch, patches, width, dropout, dtype
+        self.hidden, self.class_tokens = hidden, int(class_token)
 
     def __call__(
-        self, image_BYXC: jax.Array, masked_BN: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        image_BYXC: jax.Array,
+        masked_BN: jax.Array | None = None,
+        visible: Positions | None = None,
+        key: jax.Array | None = None,
+        *,
+        mask_token: jax.Array | None = None,
     ) -> jax.Array:
         """Encodes images.
 
         Args:
             image_BYXC: normalised pixels.
-            masked_BN: True = the patch's embedding is replaced by the mask token, so that none of its pixels is seen.
+            masked_BN: True = none of the patch's pixels is seen by another position; None = nothing is hidden.
+            visible: the patches that are not hidden; read where `hidden` is "drop".
             key: draws dropout; None = none.
+            mask_token: (D,), where the encoder owns none.
         Returns:
-            image_BSD with S = 1 + N, class token first.
+            image_BSD with S = class_tokens + N.
         """
         key, block_key = (None, None) if key is None else jax.random.split(key)
-        x_BND = self.patch_embedding(patchify(image_BYXC, self.patch))
-        if masked_BN is not None:
-            x_BND = jnp.where(masked_BN[:, :, None], self.mask_token[...].astype(x_BND.dtype), x_BND)
-        start = jnp.broadcast_to(self.class_token[...].astype(x_BND.dtype), (x_BND.shape[0], 1, self.width))
-        x_BSD = jnp.concatenate([start, x_BND], axis=1) + self.position[...].astype(x_BND.dtype)
+        x_BND = self.patch_embedding(image_BYXC)
+        token = self.mask_token[...] if mask_token is None and self.mask_token is not None else mask_token
+        token = None if token is None else token.astype(x_BND.dtype)
+        drop = masked_BN is not None and self.hidden == "drop"
+        if masked_BN is not None and self.hidden == "token":
+            x_BND = jnp.where(masked_BN[:, :, None], token, x_BND)
+        position = self.position[...].astype(x_BND.dtype)
+        x_BSD = x_BND + position[:, self.class_tokens :]
+        if drop:
+            x_BSD = take(x_BSD, visible.ids_BM)
+        if self.class_token is not None:
+            start_11D = self.class_token[...].astype(x_BND.dtype) + position[:, :1]
+            x_BSD = jnp.concatenate([jnp.broadcast_to(start_11D, (len(x_BSD), 1, self.width)), x_BSD], axis=1)
         x_BSD = dropout(x_BSD, self.dropout, key)
         keys = layer_keys(block_key, self.blocks.depth)
-        x_BSD = self.blocks.scan(lambda block, x, key: block(x, key=key), x_BSD, keys)
-        return self.norm(x_BSD)
+        x_BSD = self.norm(self.blocks.scan(lambda block, x, key: block(x, key=key), x_BSD, keys))
+        if drop:
+            slots_BND = restore(x_BSD[:, self.class_tokens :], visible, self.patches, token)
+            hidden_BND = jnp.where(masked_BN[:, :, None], slots_BND + position[:, self.class_tokens :], slots_BND)
+            x_BSD = jnp.concatenate([x_BSD[:, : self.class_tokens], hidden_BND], axis=1)
+        return x_BSD

@@ -1,39 +1,61 @@
-"""The two-stream vision-language model of MaskVLM: two encoders, two cross-modality encoders, a shared embedding."""
+"""The vision-language model: two encoders, their fusion, and a shared embedding."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.models.fusion import CrossStack, Memory
+from maskvlm_jax.models.fusion import CrossFusion
+from maskvlm_jax.models.joint import AutoencoderFusion, JointFusion
 from maskvlm_jax.models.layers import Dense
 from maskvlm_jax.models.text import TextEncoder
 from maskvlm_jax.models.vision import ImageEncoder
 
 TEMPERATURE_RANGE = (0.001, 0.5)
+FUSIONS = {"cross": CrossFusion, "joint": JointFusion, "autoencoder": AutoencoderFusion}
 
 
 class VLM(nnx.Module):
-    """Image encoder f_im, text encoder f_txt, cross-modality encoders g_im and g_txt, and the contrastive space.
+    """Image encoder, text encoder, fusion, and the contrastive space.
 
     Args:
-        image, text, fusion: arguments of `ImageEncoder`, `TextEncoder` and the two `CrossStack`s.
-        embed: width E of the contrastive space.
+        image, text: arguments of `ImageEncoder` and `TextEncoder`.
+        fusion: arguments of a fusion, and its `kind`: "cross" (MaskVLM, ALBEF), "joint" (MAMO, MLIM), "autoencoder"
+            (M3AE) or "none".
+        embed: width E of the contrastive space; 0 = there is none.
         temperature: initial temperature of the similarity; learned, clamped to `TEMPERATURE_RANGE` as ALBEF.
+        shared_mask: hidden image positions enter as the word embedding of the mask token (MLIM), not as a token of
+            their own.
         shared: arguments that every block takes: init_std, remat, unroll, dtype.
     """
 
     def __init__(
-        self, *, image: dict, text: dict, fusion: dict, embed: int, temperature: float, shared: dict, rngs: nnx.Rngs
+        self,
+        *,
+        image: dict,
+        text: dict,
+        fusion: dict,
+        embed: int,
+        temperature: float,
+        shared_mask: bool = False,
+        shared: dict,
+        rngs: nnx.Rngs,
     ):
-        self.image_encoder = ImageEncoder(**image, **shared, rngs=rngs)
+        fusion = dict(fusion)
+        kind = fusion.pop("kind")
+        self.image_encoder = ImageEncoder(**image, mask_token=not shared_mask, **shared, rngs=rngs)
         self.text_encoder = TextEncoder(**text, **shared, rngs=rngs)
-        self.image_fusion = CrossStack(**fusion, **shared, rngs=rngs)
-        self.text_fusion = CrossStack(**fusion, **shared, rngs=rngs)
+        self.fusion = FUSIONS[kind](**fusion, **shared, rngs=rngs) if kind != "none" else None
         head = {"init_std": shared["init_std"], "rngs": rngs}
-        self.image_projection = Dense(image["width"], embed, **head)
-        self.text_projection = Dense(text["width"], embed, **head)
+        self.image_projection = Dense(image["width"], embed, **head) if embed else None
+        self.text_projection = Dense(text["width"], embed, **head) if embed else None
         # A strong float32: a weak-typed scalar would compile the step twice.
         self.temperature = nnx.Param(jnp.asarray(temperature, jnp.float32))
+        self.embed, self.shared_mask = embed, shared_mask
+
+    def encode_image(self, image_BYXC: jax.Array, masked_BN: jax.Array | None = None, *args) -> jax.Array:
+        """image_BSD; see `ImageEncoder`."""
+        mask_token = self.text_encoder.mask_embedding if self.shared_mask else None
+        return self.image_encoder(image_BYXC, masked_BN, *args, mask_token=mask_token)
 
     def embed_image(self, image_BSD: jax.Array) -> jax.Array:
         """image_BE: the class token in the contrastive space, unit length, float32."""
@@ -45,27 +67,6 @@ class VLM(nnx.Module):
 
     def clamped_temperature(self) -> jax.Array:
         return jnp.clip(self.temperature[...], *TEMPERATURE_RANGE)
-
-    def fuse_pairs(
-        self,
-        image_start_PSD: jax.Array,
-        image_memory: Memory,
-        text_start_PLD: jax.Array,
-        text_memory: Memory,
-        keys: tuple[jax.Array | None, jax.Array | None] = (None, None),
-    ) -> tuple[jax.Array, jax.Array]:
-        """Cross-modality class and start tokens of P pairs, each (P, D).
-
-        Args:
-            image_start_PSD, text_start_PLD: the streams after `CrossStack.start` of `image_fusion`, `text_fusion`.
-            image_memory: the images as `text_fusion` reads them; text_memory: the captions as `image_fusion` does.
-            keys: draw the dropout of the image and of the text stream.
-        """
-        first = jnp.zeros((image_start_PSD.shape[0], 1), jnp.int32)
-        text_valid = text_memory.valid_BT
-        image = self.image_fusion.finish(image_start_PSD, text_memory, None, first, keys[0])
-        text = self.text_fusion.finish(text_start_PLD, image_memory, text_valid, first, keys[1])
-        return image[:, 0], text[:, 0]
 
 
 def normalize(x: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from flax import nnx
 
 from maskvlm_jax.context import Context
 from maskvlm_jax.models.vlm import VLM
+from maskvlm_jax.objectives import base
 
 
 def contrastive_loss(similarity_BB: jax.Array, same_pair_BB: jax.Array) -> jax.Array:
@@ -30,7 +31,7 @@ def contrastive_loss(similarity_BB: jax.Array, same_pair_BB: jax.Array) -> jax.A
     return image_to_text_B + text_to_image_B
 
 
-class Objective(nnx.Module):
+class Objective(base.Objective):
     """Pulls matched pairs together in the shared space and pushes the batch's other pairs apart."""
 
     def __init__(self, vlm: VLM, *, shared: dict, rngs: nnx.Rngs):

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.context import Context, Positions
-from maskvlm_jax.models.fusion import CrossStack
-from maskvlm_jax.models.layers import Dense
+from maskvlm_jax.context import Context
+from maskvlm_jax.models.cross import CrossStack
+from maskvlm_jax.models.layers import Dense, Positions
 from maskvlm_jax.models.vision import patchify
 from maskvlm_jax.models.vlm import VLM
+from maskvlm_jax.objectives import base
 from maskvlm_jax.objectives.reduce import batch_mean_terms
 
 
@@ -31,12 +32,13 @@ def masked_pixel_loss(pred_BMF: jax.Array, target_BMF: jax.Array, valid_BM: jax.
     return batch_mean_terms(jnp.mean(error_BMF, axis=-1), valid_BM)
 
 
-class Objective(nnx.Module):
+class Objective(base.Objective):
     """Rebuilds masked patches from the visible ones and the caption.
 
     Args:
         vlm: the model; gives widths and block arguments.
-        decoder: arguments of the decoder's `CrossStack`, g_im^de.
+        decoder: arguments of the decoder's `CrossStack`, g_im^de; of depth 0 there is none, and the dense layer reads
+            the fused patches.
         shared: block arguments shared with the model.
         other: the text view that is read, "clean" (the paper) or "masked" (both masked at once, its Table 6).
         norm: of the pixel error, "l1" (the paper) or "l2". The best guess under "l1" is the median, which stays the
@@ -53,7 +55,7 @@ class Objective(nnx.Module):
         norm: str = "l1",
         rngs: nnx.Rngs,
     ):
-        self.decoder = CrossStack(**decoder, **shared, rngs=rngs)
+        self.decoder = CrossStack(**decoder, **shared, rngs=rngs) if decoder["depth"] else None
         outputs = 3 * vlm.image_encoder.patch**2
         self.to_pixels = Dense(decoder["width"], outputs, init_std=shared["init_std"], rngs=rngs)
         self.other, self.norm, self.patch = other, norm, vlm.image_encoder.patch
@@ -62,8 +64,10 @@ class Objective(nnx.Module):
     def predict(self, ctx: Context) -> tuple[jax.Array, Positions]:
         """pred_BMF, normalised pixels of the masked patches, and which patches they are."""
         positions = ctx.masked_patches
+        if self.decoder is None:
+            return self.to_pixels(ctx.fuse_masked_patches(self.other).astype(jnp.float32)), positions
         memory = self.decoder.project(ctx.text(self.other), ctx.batch["token_valid"])
-        read_BM = positions.ids_BM + 1  # behind the class token
+        read_BM = positions.ids_BM + ctx.vlm.image_encoder.class_tokens
         fused_BSD = ctx.fuse_image("masked", self.other)
         decoded_BMD = self.decoder(fused_BSD, memory, None, read_BM, ctx.key("image_decoder"))
         return self.to_pixels(decoded_BMD.astype(jnp.float32)), positions

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from maskvlm_jax.context import Context, Positions
-from maskvlm_jax.models.layers import Dense
+from maskvlm_jax.context import Context
+from maskvlm_jax.models.layers import Dense, Positions
 from maskvlm_jax.models.vlm import VLM
+from maskvlm_jax.objectives import base
 from maskvlm_jax.objectives.reduce import batch_mean_terms, masked_mean
 
 
@@ -24,7 +25,7 @@ def masked_token_loss(logits_BMV: jax.Array, target_BM: jax.Array, valid_BM: jax
     return batch_mean_terms(nll_BM, valid_BM)
 
 
-class Objective(nnx.Module):
+class Objective(base.Objective):
     """Predicts masked tokens from the visible ones and the picture.
 
     Args:
@@ -46,14 +47,17 @@ class Objective(nnx.Module):
     def predict(self, ctx: Context) -> tuple[jax.Array, Positions]:
         """logits_BMV at the masked tokens, and which tokens they are."""
         positions = ctx.masked_tokens
-        fused_BMD = ctx.fuse_text("masked", self.other, read_BR=positions.ids_BM)
+        fused_BMD = ctx.fuse_masked_tokens(self.other)
         if self.tie:
             words_VD = ctx.vlm.text_encoder.embedding[...].astype(fused_BMD.dtype)
             return jnp.einsum("BMD,VD->BMV", fused_BMD, words_VD) + self.bias[...], positions
         return self.to_words(fused_BMD), positions
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        logits_BMV, positions = self.predict(ctx)
+        return self.loss(ctx, *self.predict(ctx))
+
+    def loss(self, ctx: Context, logits_BMV: jax.Array, positions: Positions) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """loss_B and metrics of predictions."""
         target_BM = jnp.take_along_axis(ctx.batch["tokens"], positions.ids_BM, axis=1)
         correct_BM = jnp.argmax(logits_BMV, axis=-1) == target_BM
         accuracy = masked_mean(correct_BM.astype(jnp.float32), positions.valid_BM)

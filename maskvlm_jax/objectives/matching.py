@@ -16,6 +16,7 @@ from flax import nnx
 from maskvlm_jax.context import Context
 from maskvlm_jax.models.layers import Dense
 from maskvlm_jax.models.vlm import VLM
+from maskvlm_jax.objectives import base
 from maskvlm_jax.objectives.reduce import batch_mean_terms, masked_mean
 
 
@@ -39,28 +40,36 @@ def matching_loss(logits_BG2: jax.Array, matched_BG: jax.Array, valid_BG: jax.Ar
     return batch_mean_terms(nll_BG, valid_BG)
 
 
-class Objective(nnx.Module):
-    """Tells matched from hard unmatched pairs."""
+class Objective(base.Objective):
+    """Tells matched from unmatched pairs.
 
-    def __init__(self, vlm: VLM, *, shared: dict, rngs: nnx.Rngs):
+    Args:
+        vlm: the model.
+        shared: block arguments shared with the model.
+        negatives: "hard", drawn by similarity in the contrastive space, or "random", for a model that has none.
+    """
+
+    def __init__(self, vlm: VLM, *, shared: dict, negatives: str = "hard", rngs: nnx.Rngs):
         self.to_match = Dense(vlm.text_encoder.width, 2, init_std=shared["init_std"], rngs=rngs)
+        self.negatives = negatives
         self.views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
 
-    def classify(self, image_PD: jax.Array, text_PD: jax.Array) -> jax.Array:
-        """logits_P2 (unmatched, matched) from cross-modality class and start tokens."""
-        return self.to_match(image_PD.astype(jnp.float32) * text_PD.astype(jnp.float32))
+    def classify(self, pair_PD: jax.Array) -> jax.Array:
+        """logits_P2 (unmatched, matched) from the fused vector of a pair."""
+        return self.to_match(pair_PD)
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         image_key, text_key = jax.random.split(key)
-        similarity_BB, same_pair_BB = ctx.similarity_BB, ctx.same_pair_BB
+        same_pair_BB = ctx.same_pair_BB
+        similarity_BB = jnp.zeros(same_pair_BB.shape) if self.negatives == "random" else ctx.similarity_BB
         text_of_image_B, image_found_B = sample_hard_negatives(text_key, similarity_BB, same_pair_BB)
         image_of_text_B, text_found_B = sample_hard_negatives(image_key, similarity_BB.T, same_pair_BB.T)
         own_B = jnp.arange(similarity_BB.shape[0])
 
-        image, text = ctx.fuse_pairs(
+        pair_PD = ctx.fuse_pairs(
             jnp.concatenate([own_B, image_of_text_B, own_B]), jnp.concatenate([own_B, own_B, text_of_image_B])
         )
-        logits_BG2 = self.classify(image, text).reshape(3, -1, 2).swapaxes(0, 1)
+        logits_BG2 = self.classify(pair_PD).reshape(3, -1, 2).swapaxes(0, 1)
         matched_BG = jnp.broadcast_to(jnp.array([True, False, False]), logits_BG2.shape[:2])
         valid_BG = jnp.stack([jnp.ones_like(text_found_B), text_found_B, image_found_B], axis=1)
         correct_BG = jnp.argmax(logits_BG2, axis=-1) == matched_BG

@@ -1,6 +1,7 @@
 """Exact counts, whole cells, whole words, no special token; the picture's mask does not depend on the caption."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ from maskvlm_jax.data import masking
 from maskvlm_jax.data.pipeline import MakeExample
 from maskvlm_jax.data.tokenizer import Tokenizer, train_wordpiece
 
-OPTIONS = {"text_ratio": 0.3, "whole_word": False, "text_corruption": "mask", "image_cell": 2, "image_ratio": 0.6}
+OPTIONS = {
+    "text_ratio": 0.3,
+    "whole_word": False,
+    "policy": "independent",
+    "light_ratio": 0.15,
+    "text_corruption": "mask",
+    "image_cell": 2,
+    "image_ratio": 0.6,
+}
 CAPTIONS = ["a red cross left of a blue ring", "two green squares", "a yellow star on a black background"]
 
 
@@ -150,7 +159,7 @@ class OnePicture:
 @pytest.mark.parametrize("corruption", ["mask", "bert"])
 def test_another_caption_changes_neither_the_picture_nor_its_mask(tokenizer, flip, corruption):
     augment = {"crop_scale": (0.5, 1.0), "flip": flip, "randaugment_ops": 1, "randaugment_magnitude": 5}
-    options = OPTIONS | {"text_corruption": corruption}
+    options = OPTIONS | {"policy": "independent", "light_ratio": 0.15, "text_corruption": corruption}
     examples = []
     for caption in CAPTIONS[1:]:
         make = MakeExample(
@@ -167,3 +176,17 @@ def test_another_caption_changes_neither_the_picture_nor_its_mask(tokenizer, fli
         assert np.any(one["tokens"] != other["tokens"])
         np.testing.assert_array_equal(one["image_masked"], other["image_masked"])
         np.testing.assert_array_equal(one["image"], other["image"])
+
+
+def test_modality_aware_masks_are_heavy_image_heavy_text_or_light_equally_often():
+    options = OPTIONS | {"policy": "modality_aware", "image_ratio": 0.8, "text_ratio": 0.8, "light_ratio": 0.15}
+    draws = [masking.sample_ratios(np.random.default_rng(seed), options) for seed in range(3_000)]
+    counts = Counter((drawn["image_ratio"], drawn["text_ratio"]) for drawn in draws)
+    assert counts.keys() == {(0.8, 0.0), (0.0, 0.8), (0.15, 0.15)}
+    np.testing.assert_allclose([count / 3_000 for count in counts.values()], 1 / 3, atol=5 * np.sqrt(2 / 9 / 3_000))
+
+
+def test_a_ratio_of_nothing_hides_nothing():
+    rng = np.random.default_rng(0)
+    assert not masking.sample_image_mask(rng, 6, cell=2, ratio=0.0).any()
+    assert not masking.sample_text_mask(rng, np.array([-1, 0, 1, 2, -1]), ratio=0.0).any()

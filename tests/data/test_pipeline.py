@@ -16,7 +16,15 @@ from maskvlm_jax.data.tokenizer import END, MASK, PAD, START, Tokenizer, train_w
 from maskvlm_jax.errors import UserError
 from tests.conftest import toy_config
 
-OPTIONS = {"image_ratio": 0.6, "image_cell": 2, "text_ratio": 0.3, "text_corruption": "mask", "whole_word": False}
+OPTIONS = {
+    "image_ratio": 0.6,
+    "image_cell": 2,
+    "text_ratio": 0.3,
+    "policy": "independent",
+    "light_ratio": 0.15,
+    "text_corruption": "mask",
+    "whole_word": False,
+}
 PLAIN = {"crop_scale": (1.0, 1.0), "flip": False, "randaugment_ops": 0, "randaugment_magnitude": 0}
 STRONG = {"crop_scale": (0.2, 1.0), "flip": True, "randaugment_ops": 2, "randaugment_magnitude": 7}
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from maskvlm_jax.data.batch import without_words
 from maskvlm_jax.evaluators.figures import paste
-from maskvlm_jax.evaluators.probes import without_words
 from tests.reference import numpy_losses
 
 PAD, START, END = 0, 1, 2

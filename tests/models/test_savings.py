@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from maskvlm_jax.context import Context
-from maskvlm_jax.models.fusion import CrossStack, Memory
+from maskvlm_jax.models.cross import CrossStack, Memory
 from maskvlm_jax.models.layers import Block, take
 from maskvlm_jax.models.stack import Stack, layer_keys
 from maskvlm_jax.models.vlm import VLM
@@ -132,15 +132,15 @@ def test_clean_and_masked_views_in_one_call_are_two_calls():
         np.testing.assert_allclose(together.text(view), apart.text(view), rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def plain_pairs(vlm: VLM, batch: dict, image_BSD: jax.Array, text_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Class and start tokens of `PAIRS`, one pair after the other run through both stacks alone."""
+def plain_pairs(vlm: VLM, batch: dict, image_BSD: jax.Array, text_BLD: jax.Array) -> jax.Array:
+    """Class token times start token of `PAIRS`, one pair after the other run through both stacks alone."""
 
     def fuse(pair):
         i, t = pair
         image, text, valid = image_BSD[i, None], text_BLD[t, None], jnp.asarray(batch["token_valid"])[t, None]
-        fused_image = plain_stack(vlm.image_fusion, image, text, None, valid)
-        fused_text = plain_stack(vlm.text_fusion, text, image, valid, None)
-        return fused_image[0, 0], fused_text[0, 0]
+        fused_image = plain_stack(vlm.fusion.image_stream, image, text, None, valid)
+        fused_text = plain_stack(vlm.fusion.text_stream, text, image, valid, None)
+        return fused_image[0, 0] * fused_text[0, 0]
 
     return jax.lax.map(fuse, PAIRS)
 
@@ -148,31 +148,30 @@ def plain_pairs(vlm: VLM, batch: dict, image_BSD: jax.Array, text_BLD: jax.Array
 def saved(pretrainer: Pretrainer, batch: dict) -> dict[str, jax.Array]:
     """What the objectives read, as they read it."""
     ctx, objectives = pretrainer.context(batch, views=BOTH), pretrainer.objectives
-    image, text = ctx.fuse_pairs(*PAIRS)
+    pairs = ctx.fuse_pairs(*PAIRS)
     words, pixels = objectives["masked_text"].predict(ctx)[0], objectives["masked_image"].predict(ctx)[0]
-    return {"pairs_image": image, "pairs_text": text, "words": words, "pixels": pixels}
+    return {"pairs": pairs, "words": words, "pixels": pixels}
 
 
 def plain(pretrainer: Pretrainer, batch: dict) -> dict[str, jax.Array]:
     """The same: every view encoded alone, every position computed, then the masked ones picked."""
     vlm, valid = pretrainer.vlm, batch["token_valid"]
     image, text = vlm.image_encoder(batch["image"]), vlm.text_encoder(batch["tokens"], valid)
-    pairs_image, pairs_text = plain_pairs(vlm, batch, image, text)
+    pairs = plain_pairs(vlm, batch, image, text)
 
     masked_text = pretrainer.objectives["masked_text"]
-    words = plain_stack(vlm.text_fusion, vlm.text_encoder(batch["tokens_masked"], valid), image, valid, None)
+    words = plain_stack(vlm.fusion.text_stream, vlm.text_encoder(batch["tokens_masked"], valid), image, valid, None)
     embedding = vlm.text_encoder.embedding[...]
     words = words @ embedding.T + masked_text.bias[...] if masked_text.tie else masked_text.to_words(words)
 
     masked_image = pretrainer.objectives["masked_image"]
     fused = vlm.image_encoder(batch["image"], batch["image_masked"])
-    for stack in (vlm.image_fusion, masked_image.decoder):
+    for stack in (vlm.fusion.image_stream, masked_image.decoder):
         fused = plain_stack(stack, fused, text, None, valid)
     pixels = masked_image.to_pixels(fused)
     hidden = [x[1:][mask] for x, mask in zip(pixels, batch["image_masked"], strict=True)]
     return {
-        "pairs_image": pairs_image,
-        "pairs_text": pairs_text,
+        "pairs": pairs,
         "words": take(words, pretrainer.context(batch).masked_tokens.ids_BM),
         "pixels": jnp.stack(hidden),
     }
@@ -202,8 +201,7 @@ def both(request):
 
 
 def test_pairs_of_gathered_memories_are_pairs_run_one_by_one(both):
-    for name in ("pairs_image", "pairs_text"):
-        np.testing.assert_allclose(both[0][name], both[1][name], rtol=TOLERANCE, atol=TOLERANCE)
+    np.testing.assert_allclose(both[0]["pairs"], both[1]["pairs"], rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["words", "pixels"])
@@ -222,7 +220,7 @@ def test_a_context_computes_every_memory_once(monkeypatch):
     pretrainer = toy.pretrainer()
     jax.eval_shape(lambda batch: pretrainer(batch, jax.random.key(0))[0], toy.batch())
     vlm, decoder = pretrainer.vlm, pretrainer.objectives["masked_image"].decoder
-    assert sorted(map(id, calls)) == sorted(map(id, (vlm.image_fusion, vlm.text_fusion, decoder)))
+    assert sorted(map(id, calls)) == sorted(map(id, (vlm.fusion.image_stream, vlm.fusion.text_stream, decoder)))
 
 
 def test_a_context_without_declared_views_still_encodes_what_is_asked_for():

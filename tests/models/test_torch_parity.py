@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maskvlm_jax.models.fusion import CrossBlock, Memory
+from maskvlm_jax.models.cross import CrossBlock, Memory
 from maskvlm_jax.models.layers import Attention, Block
 from maskvlm_jax.models.text import TextEncoder
 from maskvlm_jax.models.vision import ImageEncoder

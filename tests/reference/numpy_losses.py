@@ -80,3 +80,51 @@ def matching(logits: np.ndarray, valid: np.ndarray) -> float:
     labels = (1, 0, 0)
     losses = [cross_entropy(logits[b, g], labels[g]) for b, g in np.ndindex(*valid.shape) if valid[b, g]]
     return sum(losses) / len(losses)
+
+
+def reconstruction(pred: np.ndarray, target: np.ndarray, counted: np.ndarray) -> float:
+    """Squared error summed over the three channels, mean over all pixels of the counted patches; 0 where none is."""
+    errors = []
+    for b, n in np.ndindex(*counted.shape):
+        if counted[b, n]:
+            for p, t in zip(pred[b, n].reshape(-1, 3), target[b, n].reshape(-1, 3), strict=True):
+                errors.append(sum((float(x) - float(y)) ** 2 for x, y in zip(p, t, strict=True)))
+    return sum(errors) / len(errors) if errors else 0.0
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Vectors of unit length."""
+    x = np.asarray(x, np.float64)
+    return x / np.sqrt((x**2).sum(axis=-1, keepdims=True))
+
+
+def vector_distance(pred: np.ndarray, target: np.ndarray, valid: np.ndarray, power: int) -> float:
+    """Mean over all valid positions of the batch of the sum over the width of |pred - target|^power."""
+    distances = [
+        sum(abs(float(p) - float(t)) ** power for p, t in zip(pred[b, m], target[b, m], strict=True))
+        for b, m in np.ndindex(*valid.shape)
+        if valid[b, m]
+    ]
+    return sum(distances) / len(distances) if distances else 0.0
+
+
+def distilled_cross_entropy(logits: np.ndarray, teacher: np.ndarray, excluded: np.ndarray, alpha: float) -> np.ndarray:
+    """Per row: cross entropy with alpha times the teacher's softmax plus 1 - alpha times the own column."""
+    losses = np.zeros(len(logits))
+    for b in range(len(logits)):
+        kept = [c for c in range(logits.shape[1]) if not excluded[b, c]]
+        probability, soft = softmax(logits[b, kept]), softmax(teacher[b, kept])
+        for place, column in enumerate(kept):
+            target = alpha * soft[place] + (1 - alpha) * (column == b)
+            losses[b] -= target * np.log(probability[place])
+    return losses
+
+
+def soft_cross_entropy(logits: np.ndarray, teacher: np.ndarray, valid: np.ndarray) -> float:
+    """Mean over all valid positions of the cross entropy with the teacher's softmax."""
+    losses = [
+        -float(np.sum(softmax(teacher[b, m]) * np.log(softmax(logits[b, m]))))
+        for b, m in np.ndindex(*valid.shape)
+        if valid[b, m]
+    ]
+    return sum(losses) / len(losses) if losses else 0.0

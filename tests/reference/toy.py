@@ -46,7 +46,7 @@ def pretrainer(*, depth: int = 2, objectives: dict | None = None, **changes: Any
     model = {
         "image": {**block, "image_size": PIXELS, "patch": PATCH, "depth": 1},
         "text": {**block, "vocab_size": VOCAB, "max_length": LENGTH, "depth": 1, "norm": "post"},
-        "fusion": cross,
+        "fusion": {**cross, "kind": "cross", "streams": "both"},
         "embed": 8,
         "temperature": 0.5,
         "shared": shared(**changes),

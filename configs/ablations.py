@@ -1,0 +1,90 @@
+"""Ablation grids: rows that differ in one thing, each with several seeds, at the same budget.
+
+    python -m maskvlm_jax.ablate --config=configs/ablations.py:table=losses
+
+Tables: losses (MaskVLM's Table 5), masking (its Table 6), ratios (its Table 7), data (its Table 4), recipes.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+LABELS = {"ITC": "contrastive", "ITM": "matching", "MLM": "masked_text", "MIM": "masked_image"}
+RETRIEVAL = ("t2i_r1", "i2t_r1", "mean_recall", "rerank_t2i_r1", "rerank_i2t_r1", "rerank_mean_recall")
+PROBES = ("masked_text_accuracy_matched", "masked_text_accuracy_shuffled", "masked_image_psnr_matched")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """A grid; `arg` is the text after the colon."""
+    choice = common.parse_arg(arg, table=tuple(_TABLES), size=common.SIZES, data=common.DATA)
+    config = ConfigDict()
+    config.task = "ablate"
+    config.name = f"{choice['table']}-{choice['size']}-{choice['data']}"
+    config.seeds = (0, 1, 2)
+    config.steps = 300  # of every row
+    config.batch_size = 64
+    config.finetune_steps = 0  # of retrieval fine-tuning behind every row; 0 = none
+    config.data_root = ""  # of a set on disk
+    config.captions_per_image = 1 if choice["data"] == "scenes" else 0
+    config.metrics = (*RETRIEVAL, *PROBES)
+    config.plotted = ("mean_recall", "rerank_mean_recall")
+    # Every run's command: a config file with its structure, and flags that every row gets.
+    config.pretrain, config.finetune = "configs/pretrain.py", "configs/finetune_retrieval.py"
+    config.structure = f"size={choice['size']},data={choice['data']}"
+    config.flags = ("evaluation.also=()", "evaluation.figures=0")
+    # (name, recipe, flags of this row)
+    config.rows = tuple((name, recipe, tuple(flags)) for name, recipe, flags in _TABLES[choice["table"]])
+    return config
+
+
+def _losses(*names: str) -> list[str]:
+    """MaskVLM's objectives: those named with weight 1, as in the paper, and no others."""
+    return [f"objectives.{label}.weight={float(name in names)}" for name, label in LABELS.items()]
+
+
+def _unit_weights(*labels: str) -> list[str]:
+    """Weight 1 where a size's own defaults weigh some losses by others."""
+    return [f"objectives.{label}.weight=1.0" for label in labels]
+
+
+def _masked_at_once(view: str) -> list[str]:
+    return [f"objectives.{label}.other={view}" for label in ("masked_image", "masked_text")]
+
+
+_ALL = _losses("ITC", "ITM", "MLM", "MIM")
+_RECIPES = {
+    "maskvlm": _ALL,
+    "mamo": _unit_weights("contrastive"),
+    "albef": _unit_weights("contrastive"),
+    "clip": _unit_weights("contrastive"),
+    "mlim": _unit_weights("masked_image"),
+    "m3ae": _unit_weights("masked_image"),
+}
+_TABLES = {
+    "losses": [
+        ("ITC", "maskvlm", _losses("ITC")),
+        ("MLM+MIM", "maskvlm", _losses("MLM", "MIM")),
+        ("ITC+ITM", "maskvlm", _losses("ITC", "ITM")),
+        ("ITC+ITM+MLM", "maskvlm", _losses("ITC", "ITM", "MLM")),
+        ("ITC+ITM+MIM", "maskvlm", _losses("ITC", "ITM", "MIM")),
+        ("ITC+ITM+MLM+MIM", "maskvlm", _ALL),
+    ],
+    "masking": [
+        ("one modality at a time", "maskvlm", _ALL + _masked_at_once("clean")),
+        ("both at once", "maskvlm", _ALL + _masked_at_once("masked")),
+    ],
+    "ratios": [
+        (
+            f"image {image}, text {text}",
+            "maskvlm",
+            [*_ALL, f"masking.image_ratio={image}", f"masking.text_ratio={text}"],
+        )
+        for image, text in ((0.5, 0.3), (0.6, 0.3), (0.7, 0.3), (0.6, 0.15))
+    ],
+    "data": [
+        (f"{recipe}, {limit:,} pictures", recipe, [*_RECIPES[recipe], f"data.limit={limit}"])
+        for recipe in ("maskvlm", "albef")
+        for limit in (500, 1_000, 2_000, 6_000)
+    ],
+    "recipes": [(recipe, recipe, flags) for recipe, flags in _RECIPES.items()],
+}

@@ -1,0 +1,41 @@
+"""Fine-tuning for retrieval, on the model of a pre-training run: contrastive and matching losses, nothing masked.
+
+    python -m maskvlm_jax.main --config=configs/finetune_retrieval.py:recipe=maskvlm,size=tiny,data=scenes \\
+        --config.checkpoint=runs/maskvlm-tiny-scenes
+
+The structure after the colon is that of the pre-training run. A recipe without a contrastive space (mlim, m3ae) learns
+to match against random negatives.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pretrain
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config of a fine-tuning run; `arg` is the text after the colon."""
+    config = pretrain.get_config(arg)
+    config.task = "finetune"
+    config.name += "-retrieval"
+    config.objectives = ConfigDict()
+    if config.model.embed:
+        config.objectives.contrastive = ConfigDict({"name": "contrastive", "weight": 1.0})
+        config.evaluation.best_metric = "mean_recall"
+    else:
+        config.evaluation.best_metric = "match_mean_recall"
+    if config.model.fusion.kind != "none":
+        negatives = "hard" if config.model.embed else "random"
+        config.objectives.matching = ConfigDict({"name": "matching", "weight": 1.0, "negatives": negatives})
+    config.optim.ema_decay = 0.0
+    if config.batch_size >= 512:
+        # The paper: 15 epochs of COCO or Flickr30k, batch 256, 1e-5.
+        config.batch_size, config.steps = 256, 6_600
+        config.optim.lr = config.optim.encoder_lr = 1e-5
+        config.optim.warmup_steps, config.eval_every, config.checkpoint_every = 0, 440, 440
+    else:
+        # From an encoder that is minutes old: a third of its rate, a quarter of its steps.
+        config.steps //= 4
+        config.optim.lr /= 3
+        config.optim.encoder_lr = config.optim.lr
+        config.optim.warmup_steps = config.steps // 10
+    return config

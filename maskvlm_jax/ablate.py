@@ -1,0 +1,236 @@
+"""Ablation grids: every row with every seed, one training run each, and what they come to.
+
+    python -m maskvlm_jax.ablate --config=configs/ablations.py:table=losses
+
+Each run is a command of its own (`maskvlm_jax.main`), shown in the log beside its workdir. A grid that was stopped goes
+on where it was by the same command: finished runs are read, the one under way resumes. `table.md`, `table.csv` and
+`plot.png` are written anew behind every run.
+"""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from maskvlm_jax import main as command_line
+from maskvlm_jax import metrics
+from maskvlm_jax.config import read_json
+from maskvlm_jax.errors import Stopped, UserError
+
+Scores = dict[str, dict[int, Mapping[str, float]]]  # row -> seed -> metric -> value
+
+
+class Run(NamedTuple):
+    """One row with one seed: its folder, and the commands that fill it, in order, by the folder that each writes."""
+
+    row: str
+    seed: int
+    folder: Path
+    commands: dict[str, list[str]]
+
+
+def runs(config: ConfigDict, workdir: Path) -> Iterator[Run]:
+    """Every run of a grid, seed by seed, so that a grid that is cut short still has every row."""
+    for seed in config.seeds:
+        for row, recipe, flags in config.rows:
+            folder = workdir / _slug(row) / f"seed{seed}"
+            structure = f"recipe={recipe},{config.structure}"
+            common = [f"--config.seed={seed}", f"--config.batch_size={config.batch_size}"]
+            common += [f"--config.{flag}" for flag in config.flags]
+            common += [f"--config.data.root={config.data_root}"] if config.data_root else []
+            pretrain, finetune = folder / "pretrain", folder / "finetune"
+            commands = {
+                "pretrain": [
+                    f"--config={config.pretrain}:{structure}",
+                    f"--workdir={pretrain}",
+                    f"--config.steps={config.steps}",
+                    *(f"--config.{name}={config.steps}" for name in ("eval_every", "checkpoint_every")),
+                    *common,
+                    *(f"--config.{flag}" for flag in flags),
+                ]
+            }
+            if config.finetune_steps:
+                steps = config.finetune_steps
+                commands["finetune"] = [
+                    f"--config={config.finetune}:{structure}",
+                    f"--workdir={finetune}",
+                    f"--config.checkpoint={pretrain}",
+                    f"--config.steps={steps}",
+                    f"--config.optim.warmup_steps={steps // 10}",
+                    *(f"--config.{name}={steps}" for name in ("eval_every", "checkpoint_every")),
+                    *common,
+                    *(f"--config.{flag}" for flag in flags if flag.startswith("data.")),
+                ]
+            yield Run(row, seed, folder, commands)
+
+
+def scores_of(run: Run) -> dict[str, float] | None:
+    """The metrics of a finished run, those of fine-tuning with `ft_` in front; None where it is not finished."""
+    values = {}
+    for stage in run.commands:
+        path = run.folder / stage / "result.json"
+        if not path.exists():
+            return None
+        prefix = "" if stage == "pretrain" else "ft_"
+        values |= {prefix + name: value for name, value in read_json(path)["metrics"].items()}
+    return values
+
+
+def run_grid(config: ConfigDict, workdir: Path, execute: Callable[[list[str], Path], None]) -> Scores:
+    """Runs what is not finished; returns the scores of all.
+
+    Args:
+        execute: runs a command of `maskvlm_jax.main`, its output to a log file.
+    """
+    grid, scores = list(runs(config, workdir)), {}
+    if len({run.folder for run in grid}) < len(grid):
+        raise UserError("two rows have the same name")
+    for number, run in enumerate(grid, start=1):
+        clock, found = time.monotonic(), scores_of(run)
+        told = "was finished"
+        if found is None:
+            for stage, flags in run.commands.items():
+                if not (run.folder / stage / "result.json").exists():
+                    execute(flags, run.folder / f"{stage}.log")
+            found, told = scores_of(run), metrics.duration(time.monotonic() - clock)
+        scores.setdefault(run.row, {})[run.seed] = found
+        shown = "  ".join(f"{name} {found[name]:.1f}" for name in config.plotted if name in found)
+        print(f"[{number}/{len(grid)}] {run.row}, seed {run.seed}: {shown}  ({told})", flush=True)
+        write_tables(config, scores, workdir)
+    return scores
+
+
+def columns(config: ConfigDict, scores: Scores) -> list[str]:
+    """The metrics that are shown: those asked for that some run has, then the same behind fine-tuning."""
+    there = {name for seeds in scores.values() for values in seeds.values() for name in values}
+    return [name for prefix in ("", "ft_") for name in (prefix + metric for metric in config.metrics) if name in there]
+
+
+def summary(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation over seeds (of a sample; nan where there is one)."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+def write_tables(config: ConfigDict, scores: Scores, folder: Path) -> None:
+    """table.csv, a line a run; table.md, a line a row, mean ± standard deviation over seeds; plot.png."""
+    names = columns(config, scores)
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "seed", *names])
+        for row, seeds in scores.items():
+            writer.writerows([row, seed, *(values.get(name, "") for name in names)] for seed, values in seeds.items())
+    lines = ["| row | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for row, seeds in scores.items():
+        cells = [_cell([values[name] for values in seeds.values() if name in values]) for name in names]
+        lines.append(f"| {row} | {len(seeds)} | " + " | ".join(cells) + " |")
+    (folder / "table.md").write_text("\n".join(lines) + "\n")
+    plot(config, scores, folder / "plot.png")
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    mean, deviation = summary(values)
+    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {deviation:.1f}"
+
+
+def plot(config: ConfigDict, scores: Scores, path: Path) -> None:
+    """Points of the plotted metrics by row: each seed, and the mean with its standard deviation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [name for name in columns(config, scores) if name.removeprefix("ft_") in config.plotted]
+    if not names:
+        return
+    figure, axes = pyplot.subplots(
+        1, len(names), figsize=(1.5 + 3.5 * len(names), 1.2 + 0.4 * len(scores)), sharey=True, squeeze=False
+    )
+    for axis, name in zip(axes[0], names, strict=True):
+        for place, seeds in enumerate(scores.values()):
+            values = [found[name] for found in seeds.values() if name in found]
+            if values:
+                mean, deviation = summary(values)
+                axis.plot(values, [place] * len(values), ".", color="0.7")
+                axis.errorbar(mean, place, xerr=np.nan_to_num(deviation), fmt="o", color="C0", capsize=3)
+        axis.set_xlabel(name.replace("_", " "))
+        axis.grid(axis="x", color="0.9")
+    axes[0][0].set_yticks(range(len(scores)), list(scores))
+    axes[0][0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def execute(flags: list[str], log: Path) -> None:
+    """Runs `python -m maskvlm_jax.main` with flags; a signal stops both.
+
+    Raises:
+        Stopped: a signal stopped it; its state is saved.
+        UserError: it failed; the message has the last line of its log.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "maskvlm_jax.main", *flags]
+    with log.open("a") as file:
+        file.write(" ".join(command) + "\n")
+        file.flush()
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        received = []
+
+        def hand_on(number, frame):
+            received.append(number)
+            if number == signal.SIGTERM:  # Ctrl-C reaches both from the terminal
+                process.send_signal(number)
+
+        previous = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            status = process.wait()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+    if received:
+        raise Stopped(received[0], None)
+    if status:
+        lines = log.read_text().strip().splitlines()
+        raise UserError(f"a run of the grid failed, see {log}: {lines[-1]}")
+
+
+def _slug(row: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+]+", "_", row).strip("_")
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """`task = ablate`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    _claim(config, workdir)
+    run_grid(config, workdir, execute)
+    print((workdir / "table.md").read_text())
+    print(f"tables and runs are in {workdir}")
+
+
+def _claim(config: ConfigDict, workdir: Path) -> None:
+    """Refuses a folder that holds another grid; more seeds and rows may join it."""
+    path, free = workdir / "grid.json", ("seeds", "rows", "metrics", "plotted", "data_root", "name")
+    wanted = json.loads(config.to_json())
+    if path.exists():
+        there = read_json(path)
+        differing = sorted(key for key in wanted if key not in free and there.get(key) != wanted[key])
+        if differing:
+            raise UserError(
+                f"{workdir} holds a grid with other values of {', '.join(differing)}; use another --workdir"
+            )
+    path.write_text(json.dumps(wanted, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    command_line.leave(command_line.main())

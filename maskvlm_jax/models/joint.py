@@ -1,0 +1,208 @@
+"""One stream over both modalities: merged fusion (MAMO), single stream (MLIM), masked autoencoder (M3AE).
+
+A joint sequence is the caption followed by the picture's patches: [start token, words, end token | patches]. The class
+token of an image encoder that has one stays out of it; a pair is read at the start token.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maskvlm_jax.models.fusion import Fused, Keys, PairSide, Side
+from maskvlm_jax.models.layers import Block, Dense, Dtype, LayerNorm, Positions, restore, take, token_init
+from maskvlm_jax.models.stack import Stack, layer_keys
+
+
+class JointStack(nnx.Module):
+    """Self-attention blocks over a joint sequence, the last one at the positions that are read."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: int,
+        norm: str,
+        dropout: float,
+        init_std: float,
+        remat: str,
+        unroll: bool,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        block = {"heads": heads, "mlp_ratio": mlp_ratio, "norm": norm, "eps": 1e-5, "dropout": dropout}
+        block |= {"init_std": init_std, "dtype": dtype}
+        self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
+        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype, rngs=rngs) if norm == "pre" else None
+
+    def body(self, x_BSD: jax.Array, valid_BS: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """All blocks but the last, at every position."""
+        keys = layer_keys(key, self.blocks.depth)
+        run = lambda block, x, key: block(x, valid_BS, key)  # noqa: E731
+        return self.blocks.scan(run, x_BSD, keys, stop=self.blocks.depth - 1)
+
+    def last(
+        self, x_BSD: jax.Array, valid_BS: jax.Array, read_BR: jax.Array | None = None, key: jax.Array | None = None
+    ) -> jax.Array:
+        """The last block at the positions `read_BR`, all where None."""
+        last = self.blocks.depth - 1
+        key = None if key is None else layer_keys(key, self.blocks.depth)[last]
+        x_BRD = self.blocks.layer(last)(x_BSD, valid_BS, key, read_BR)
+        return x_BRD if self.norm is None else self.norm(x_BRD)
+
+    def __call__(self, x_BSD, valid_BS, read_BR=None, key=None) -> jax.Array:
+        return self.last(self.body(x_BSD, valid_BS, key), valid_BS, read_BR, key)
+
+
+class JointFusion(nnx.Module):
+    """Merged self-attention over words and patches (MAMO, arXiv 2210.04183; MLIM, arXiv 2109.12178).
+
+    With encoders of depth 0 this is a single stream: BERT over embeddings of words and of patches.
+
+    Args:
+        class_tokens: positions of `image_BSD` before its first patch: 1 behind a ViT with a class token, else 0.
+        stack: arguments of the `JointStack`.
+    """
+
+    drops = False
+
+    def __init__(self, *, class_tokens: int, rngs: nnx.Rngs, **stack: Any):
+        self.stack = JointStack(**stack, rngs=rngs)
+        self.class_tokens = class_tokens
+
+    def image_side(self, image_BSD: jax.Array, visible: Positions | None = None) -> Side:
+        return Side(image_BSD[:, self.class_tokens :])
+
+    def text_side(self, text_BLD: jax.Array, valid_BL: jax.Array, visible: Positions | None = None) -> Side:
+        return Side(text_BLD, valid_BL)
+
+    def fuse(self, image: Side, text: Side, keys: Keys = (None, None)) -> Fused:
+        x_BSD, valid_BS = join(text.sequence_BSD, text.valid_BS, image.sequence_BSD, image.valid_BS)
+        body_BSD = self.stack.body(x_BSD, valid_BS, keys[0])
+
+        def read(ids_BR):
+            return self.stack.last(body_BSD, valid_BS, ids_BR, keys[0])
+
+        return _JointFused(read, text.sequence_BSD.shape, image.sequence_BSD.shape[1], self.class_tokens)
+
+    def pair_image(self, image: Side, key: jax.Array | None = None) -> PairSide:
+        return PairSide(image.sequence_BSD, None, image.valid_BS)
+
+    def pair_text(self, text: Side, key: jax.Array | None = None) -> PairSide:
+        return PairSide(text.sequence_BSD, None, text.valid_BS)
+
+    def match(self, image: PairSide, text: PairSide, keys: Keys = (None, None)) -> jax.Array:
+        """pair_PD: the fused start token."""
+        x_PSD, valid_PS = join(text.start_BRD, text.valid_BS, image.start_BRD, image.valid_BS)
+        first = jnp.zeros((x_PSD.shape[0], 1), jnp.int32)
+        return self.stack(x_PSD, valid_PS, first, keys[0])[:, 0].astype(jnp.float32)
+
+
+class AutoencoderFusion(nnx.Module):
+    """A masked autoencoder over both modalities (M3AE, Geng et al. 2022, arXiv 2205.14204).
+
+    One encoder sees the visible words and patches only; one decoder sees its output at their places and a mask token
+    of the modality at all others, with positions and modality embeddings of its own. Pairs are matched by the encoder
+    alone.
+
+    Args:
+        patches, max_length: positions of each modality.
+        decoder: arguments of the decoder's `JointStack` that differ from the encoder's.
+        stack: arguments of the encoder's `JointStack`.
+    """
+
+    drops = True
+
+    def __init__(self, *, patches: int, max_length: int, decoder: dict, rngs: nnx.Rngs, **stack: Any):
+        width, wide = stack["width"], {**stack, **decoder}["width"]
+        common = {"init_std": stack["init_std"], "dtype": stack["dtype"], "rngs": rngs}
+        self.encoder = JointStack(**stack, rngs=rngs)
+        self.to_decoder = Dense(width, wide, **common)
+        self.decoder = JointStack(**{**stack, **decoder}, rngs=rngs)
+        self.from_decoder = Dense(wide, width, **common)
+
+        def tokens(*shape: int) -> nnx.Param:
+            return nnx.Param(token_init()(rngs.params(), shape, jnp.float32))
+
+        self.image_type, self.text_type = tokens(1, 1, width), tokens(1, 1, width)
+        self.image_slots = nnx.Dict(mask_token=tokens(1, 1, wide), position=tokens(1, patches, wide))
+        self.text_slots = nnx.Dict(mask_token=tokens(1, 1, wide), position=tokens(1, max_length, wide))
+
+    def image_side(self, image_BSD: jax.Array, visible: Positions | None = None) -> Side:
+        return Side(image_BSD + self.image_type[...].astype(image_BSD.dtype), None, visible)
+
+    def text_side(self, text_BLD: jax.Array, valid_BL: jax.Array, visible: Positions | None = None) -> Side:
+        return Side(text_BLD + self.text_type[...].astype(text_BLD.dtype), valid_BL, visible)
+
+    def fuse(self, image: Side, text: Side, keys: Keys = (None, None)) -> Fused:
+        shown_text, shown_image = _shown(text), _shown(image)
+        encoded_BUD = self.to_decoder(self.encoder(*join(*shown_text, *shown_image), None, keys[0]))
+        cut = shown_text[0].shape[1]
+        text_BLD = self._slots(self.text_slots, encoded_BUD[:, :cut], text)
+        image_BND = self._slots(self.image_slots, encoded_BUD[:, cut:], image)
+        x_BSD, valid_BS = join(text_BLD, text.valid_BS, image_BND, image.valid_BS)
+        body_BSD = self.decoder.body(x_BSD, valid_BS, keys[1])
+
+        def read(ids_BR):
+            return self.from_decoder(self.decoder.last(body_BSD, valid_BS, ids_BR, keys[1]))
+
+        return _JointFused(read, text.sequence_BSD.shape, image.sequence_BSD.shape[1], 0)
+
+    def pair_image(self, image: Side, key: jax.Array | None = None) -> PairSide:
+        return PairSide(image.sequence_BSD, None, image.valid_BS)
+
+    def pair_text(self, text: Side, key: jax.Array | None = None) -> PairSide:
+        return PairSide(text.sequence_BSD, None, text.valid_BS)
+
+    def match(self, image: PairSide, text: PairSide, keys: Keys = (None, None)) -> jax.Array:
+        """pair_PD: the encoder's output at the start token, nothing hidden."""
+        x_PSD, valid_PS = join(text.start_BRD, text.valid_BS, image.start_BRD, image.valid_BS)
+        first = jnp.zeros((x_PSD.shape[0], 1), jnp.int32)
+        return self.encoder(x_PSD, valid_PS, first, keys[0])[:, 0].astype(jnp.float32)
+
+    def _slots(self, slots: nnx.Dict, encoded_BUD: jax.Array, side: Side) -> jax.Array:
+        """The decoder's input: encoded positions at their places, the mask token at the others."""
+        full_BSD = encoded_BUD
+        if side.visible is not None:
+            length = side.sequence_BSD.shape[1]
+            full_BSD = restore(encoded_BUD, side.visible, length, slots["mask_token"][...].astype(encoded_BUD.dtype))
+        return full_BSD + slots["position"][...][:, : full_BSD.shape[1]].astype(full_BSD.dtype)
+
+
+def join(
+    text_BLD: jax.Array, text_valid_BL: jax.Array, image_BND: jax.Array, image_valid_BN: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """The joint sequence and its real positions."""
+    if image_valid_BN is None:
+        image_valid_BN = jnp.ones(image_BND.shape[:2], bool)
+    return jnp.concatenate([text_BLD, image_BND], axis=1), jnp.concatenate([text_valid_BL, image_valid_BN], axis=1)
+
+
+def _shown(side: Side) -> tuple[jax.Array, jax.Array | None]:
+    """The visible positions of a side, and which of them are real."""
+    if side.visible is None:
+        return side.sequence_BSD, side.valid_BS
+    return take(side.sequence_BSD, side.visible.ids_BM), side.visible.valid_BM
+
+
+class _JointFused:
+    """Reads a joint sequence by the positions of each modality."""
+
+    def __init__(self, read, text_shape: tuple[int, ...], patches: int, class_tokens: int):
+        self._read, self._patches, self._class_tokens = read, patches, class_tokens
+        self._rows, self._length = text_shape[:2]
+
+    def text(self, read_BR: jax.Array | None = None) -> jax.Array:
+        return self._read(self._all(0, self._length) if read_BR is None else read_BR)
+
+    def image(self, read_BR: jax.Array | None = None) -> jax.Array:
+        """Patches only: positions before the first patch are not in the joint sequence."""
+        if read_BR is None:
+            return self._read(self._all(self._length, self._patches))
+        return self._read(read_BR - self._class_tokens + self._length)
+
+    def _all(self, start: int, count: int) -> jax.Array:
+        return jnp.broadcast_to(start + jnp.arange(count), (self._rows, count))

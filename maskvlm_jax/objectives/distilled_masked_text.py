@@ -1,0 +1,45 @@
+"""Masked language modelling with momentum distillation: ALBEF (Li et al. 2021, arXiv 2107.07651), Eq. 7.
+
+    ℓ = (1 − α) H( y, p(I, T_m) ) + α H( p̂(I, T_m), p(I, T_m) )
+
+p̂: the prediction of the moving average for the same masked caption.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maskvlm_jax.context import Context
+from maskvlm_jax.models.vlm import VLM
+from maskvlm_jax.objectives import masked_text
+from maskvlm_jax.objectives.reduce import batch_mean_terms
+
+
+def distillation_loss(logits_BMV: jax.Array, teacher_BMV: jax.Array, valid_BM: jax.Array) -> jax.Array:
+    """loss_B: H(softmax(teacher), softmax(logits)) averaged over every masked token of the batch."""
+    probability_BMV = jax.nn.softmax(teacher_BMV.astype(jnp.float32))
+    nll_BM = -jnp.sum(probability_BMV * jax.nn.log_softmax(logits_BMV.astype(jnp.float32)), axis=-1)
+    return batch_mean_terms(nll_BM, valid_BM)
+
+
+class Objective(masked_text.Objective):
+    """Predicts masked tokens, and what the moving average predicts there.
+
+    Args:
+        vlm: the model.
+        alpha: weight of the moving average's prediction. 0.4 in the paper.
+        arguments: of `masked_text.Objective`.
+    """
+
+    reads_teacher = True
+
+    def __init__(self, vlm: VLM, *, alpha: float, rngs: nnx.Rngs, **arguments):
+        super().__init__(vlm, rngs=rngs, **arguments)
+        self.alpha = alpha
+
+    def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        logits_BMV, positions = self.predict(ctx)
+        loss_B, metrics = self.loss(ctx, logits_BMV, positions)
+        teacher_BMV, _ = ctx.twin(self).predict(ctx.teacher)
+        distilled_B = distillation_loss(logits_BMV, jax.lax.stop_gradient(teacher_BMV), positions.valid_BM)
+        return (1.0 - self.alpha) * loss_B + self.alpha * distilled_B, metrics

@@ -1,0 +1,44 @@
+"""Masked patches predicted as momentum visual features: the MIM of MAMO (Zhao et al. 2023, arXiv 2210.04183).
+
+    ℓ = 1/|M| · Σ_{M} ‖ n(d(h_im(I_m, T))) − sg n(v̂(I)) ‖₁
+
+h_im: fused patches of the masked picture with its caption; v̂: the image encoder of the moving average on the whole
+picture; n: unit length; d: a head of two dense layers (the paper finds its depth to matter little). ‖·‖₁ is a sum over
+the width (the paper's normaliser is not known).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maskvlm_jax.context import Context
+from maskvlm_jax.models.layers import FeedForward, take
+from maskvlm_jax.models.vlm import VLM, normalize
+from maskvlm_jax.objectives import base
+from maskvlm_jax.objectives.reduce import batch_mean_terms
+
+
+def masked_feature_loss(pred_BMD: jax.Array, target_BMD: jax.Array, valid_BM: jax.Array) -> jax.Array:
+    """loss_B: distance ‖·‖₁ of vectors of unit length, averaged over every masked patch of the batch."""
+    return batch_mean_terms(jnp.sum(jnp.abs(pred_BMD - target_BMD), axis=-1), valid_BM)
+
+
+class Objective(base.Objective):
+    """Predicts what the moving average's image encoder makes of masked patches."""
+
+    reads_teacher = True
+
+    def __init__(self, vlm: VLM, *, shared: dict, rngs: nnx.Rngs):
+        common = {name: shared[name] for name in ("init_std", "dtype")}
+        self.head = FeedForward(vlm.image_encoder.width, ratio=2, **common, rngs=rngs)
+        self.views = {"image": frozenset({"masked"}), "text": frozenset({"clean"})}
+
+    def predict(self, ctx: Context) -> tuple[jax.Array, jax.Array]:
+        """pred_BMD and target_BMD at the masked patches, unit length."""
+        read_BM = ctx.masked_patches.ids_BM + ctx.vlm.image_encoder.class_tokens
+        pred_BMD = normalize(self.head(ctx.fuse_masked_patches()).astype(jnp.float32))
+        return pred_BMD, normalize(take(ctx.teacher.image("clean"), read_BM).astype(jnp.float32))
+
+    def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        pred_BMD, target_BMD = self.predict(ctx)
+        return masked_feature_loss(pred_BMD, target_BMD, ctx.masked_patches.valid_BM), {}

@@ -1,0 +1,61 @@
+"""Contrastive loss with a momentum encoder, a queue and soft targets: ALBEF (Li et al. 2021, arXiv 2107.07651).
+
+    s_n = z_im · ẑ_txt^n / τ,   ŝ_n = ẑ_im · ẑ_txt^n / τ      over the batch and the queue, ẑ of the moving average
+    ℓ   = ½ H( α softmax(ŝ) + (1 − α) y , softmax(s) )  + ½ the same from caption to picture
+
+Differs from the release: pairs with the same picture or caption are no negatives of each other, the queue starts empty
+rather than random, and α is constant (the release raises it from 0 over the first epoch).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maskvlm_jax.context import Context
+from maskvlm_jax.models.vlm import VLM
+from maskvlm_jax.objectives import base
+
+
+def distilled_cross_entropy(logits_BC: jax.Array, teacher_BC: jax.Array, alpha: float) -> jax.Array:
+    """loss_B: H(α softmax(teacher) + (1 − α) y, softmax(logits)), y the own column; a column of −inf does not count."""
+    log_BC = jax.nn.log_softmax(logits_BC)
+    own_BC = jnp.eye(*logits_BC.shape)
+    target_BC = alpha * jax.nn.softmax(teacher_BC) + (1.0 - alpha) * own_BC
+    return -jnp.sum(jnp.where(jnp.isfinite(logits_BC), target_BC * log_BC, 0.0), axis=1)
+
+
+class Objective(base.Objective):
+    """Pulls matched pairs together, with negatives from earlier batches.
+
+    Args:
+        vlm: the model.
+        queue: pairs that are kept; 0 = none. 65,536 in the paper.
+        alpha: weight of the moving average's soft targets; 0 = the pair alone. 0.4 in the paper.
+    """
+
+    reads_teacher = True
+
+    def __init__(self, vlm: VLM, *, shared: dict, queue: int, alpha: float, rngs: nnx.Rngs):
+        self.queue, self.alpha = queue, alpha
+        self.views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
+
+    def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        teacher, temperature = ctx.teacher, ctx.vlm.clamped_temperature()
+        images_CE, texts_CE = teacher.image_embedding_BE, teacher.text_embedding_BE
+        excluded_BC = ctx.same_pair_BB & ~jnp.eye(len(images_CE), dtype=bool)
+        if ctx.queue is not None:
+            images_CE = jnp.concatenate([images_CE, ctx.queue.image_QE])
+            texts_CE = jnp.concatenate([texts_CE, ctx.queue.text_QE])
+            same_BQ = jnp.any(ctx.batch["pair_id"][:, None] == ctx.queue.pair_id_Q2[None], axis=-1)
+            excluded_BC = jnp.concatenate([excluded_BC, same_BQ | ~ctx.queue.valid_Q[None]], axis=1)
+
+        def direction(own_BE, teacher_BE, others_CE):
+            logits_BC, teacher_BC = (
+                jnp.where(excluded_BC, -jnp.inf, x @ others_CE.T / temperature) for x in (own_BE, teacher_BE)
+            )
+            return distilled_cross_entropy(logits_BC, jax.lax.stop_gradient(teacher_BC), self.alpha), logits_BC
+
+        to_text_B, logits_BC = direction(ctx.image_embedding_BE, teacher.image_embedding_BE, texts_CE)
+        to_image_B, _ = direction(ctx.text_embedding_BE, teacher.text_embedding_BE, images_CE)
+        accuracy = jnp.mean(jnp.argmax(logits_BC, axis=1) == jnp.arange(len(logits_BC)))
+        return 0.5 * (to_text_B + to_image_B), {"accuracy": accuracy, "temperature": temperature}

@@ -1,0 +1,94 @@
+"""The losses of MLIM, MAMO and ALBEF are the naive ones, and their gradients are finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskvlm_jax import queue
+from maskvlm_jax.models.vlm import normalize
+from maskvlm_jax.objectives.distilled_masked_text import distillation_loss
+from maskvlm_jax.objectives.masked_feature import masked_feature_loss
+from maskvlm_jax.objectives.masked_representation import masked_representation_loss
+from maskvlm_jax.objectives.momentum_contrastive import distilled_cross_entropy
+from maskvlm_jax.objectives.reconstruction import reconstruction_loss
+from tests.reference import numpy_losses
+
+VALID = {
+    "all": np.ones((3, 4), bool),
+    "uneven": np.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]], bool),
+    "none": np.zeros((3, 4), bool),
+}
+LOSSES = {
+    "reconstruction": (reconstruction_loss, numpy_losses.reconstruction),
+    "masked_feature": (masked_feature_loss, lambda *x: numpy_losses.vector_distance(*x, power=1)),
+    "masked_representation": (masked_representation_loss, lambda *x: numpy_losses.vector_distance(*x, power=2)),
+    "distillation": (distillation_loss, numpy_losses.soft_cross_entropy),
+}
+
+
+def pair(valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return tuple(rng.normal(size=(*valid.shape, 12)).astype(np.float32) for _ in range(2))
+
+
+@pytest.mark.parametrize("mask", VALID)
+@pytest.mark.parametrize("name", LOSSES)
+def test_mean_loss_is_the_naive_mean_over_what_counts(name, mask):
+    loss, oracle = LOSSES[name]
+    pred, target = pair(VALID[mask])
+    loss_B = loss(pred, target, VALID[mask])
+    assert loss_B.shape == VALID[mask].shape[:1]
+    np.testing.assert_allclose(jnp.mean(loss_B), oracle(pred, target, VALID[mask]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("mask", VALID)
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_is_finite_and_only_where_it_counts(name, mask):
+    loss, _ = LOSSES[name]
+    pred, target = pair(VALID[mask])
+    grad = np.asarray(jax.grad(lambda p: loss(p, target, VALID[mask]).mean())(pred))
+    assert np.all(np.isfinite(grad))
+    np.testing.assert_array_equal(np.any(grad, axis=-1), VALID[mask])
+
+
+def test_vectors_of_unit_length():
+    x = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    np.testing.assert_allclose(normalize(x), numpy_losses.unit(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("excluded", ["none", "some", "all others"])
+def test_distilled_cross_entropy_is_the_naive_one(alpha, excluded):
+    rng = np.random.default_rng(0)
+    logits, teacher = rng.normal(size=(2, 3, 8)).astype(np.float32) * 3
+    out = {"none": np.zeros((3, 8), bool), "some": rng.random((3, 8)) < 0.4, "all others": np.ones((3, 8), bool)}[
+        excluded
+    ]
+    out &= ~np.eye(3, 8, dtype=bool)
+
+    def loss(logits):
+        return distilled_cross_entropy(*(jnp.where(out, -jnp.inf, x) for x in (logits, teacher)), alpha)
+
+    expected = numpy_losses.distilled_cross_entropy(logits, teacher, out, alpha)
+    np.testing.assert_allclose(loss(logits), expected, rtol=1e-5, atol=1e-6)
+    grad = np.asarray(jax.grad(lambda x: loss(x).sum())(logits))
+    assert np.all(np.isfinite(grad))
+    assert not np.any(grad[out])
+
+
+def test_a_queue_holds_the_newest_pairs_newest_first():
+    kept = queue.make_queue(5, 2)
+    for step in range(3):
+        features = np.full((2, 2), step, np.float32)
+        kept = queue.push(kept, features, features + 10, np.full((2, 2), step, np.int32))
+        assert int(kept.valid_Q.sum()) == min(5, 2 * (step + 1))
+    assert kept.image_QE[:, 0].tolist() == [2, 2, 1, 1, 0]
+    assert kept.text_QE[:, 0].tolist() == [12, 12, 11, 11, 10]
+    assert kept.pair_id_Q2[:, 1].tolist() == [2, 2, 1, 1, 0]
+
+
+def test_a_batch_larger_than_the_queue_fills_it():
+    kept = queue.push(queue.make_queue(3, 1), *[np.arange(5.0)[:, None]] * 2, np.zeros((5, 2), np.int32))
+    assert kept.image_QE[:, 0].tolist() == [0, 1, 2]
+    assert bool(kept.valid_Q.all())

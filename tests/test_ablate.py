@@ -1,0 +1,103 @@
+"""A grid runs every row with every seed once, goes on where it stopped, and its tables say what the runs said."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import ablations
+from maskvlm_jax import ablate
+from maskvlm_jax.errors import UserError
+
+
+def small_grid(**values):
+    config = ablations.get_config("table=masking")
+    with config.unlocked():
+        for name, value in ({"seeds": (0, 1, 2), "steps": 3} | values).items():
+            config[name] = value
+    return config
+
+
+class Trainer:
+    """Stands in for training: writes the result that a command would, and remembers the command."""
+
+    def __init__(self, stop_after: int = 100):
+        self.commands, self._stop_after = [], stop_after
+
+    def __call__(self, flags: list[str], log: Path) -> None:
+        if len(self.commands) == self._stop_after:
+            raise KeyboardInterrupt
+        self.commands.append(flags)
+        given = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+        recall = 10.0 * int(given["config.seed"]) + ("both" in given["workdir"])
+        workdir = Path(given["workdir"])
+        workdir.mkdir(parents=True)
+        metrics = {"mean_recall": recall, "t2i_r1": recall / 2, "other": 1.0}
+        (workdir / "result.json").write_text(json.dumps({"metrics": metrics, "protocol": {}}))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_row_has_every_seed_and_the_tables_say_what_the_runs_said(tmp_path, capsys):
+    trainer = Trainer()
+    ablate.run_grid(small_grid(), tmp_path, trainer)
+    assert len(trainer.commands) == 6
+    rows = rows_of(tmp_path / "table.csv")
+    assert [(row["row"], row["seed"]) for row in rows] == [
+        (name, seed) for name in ("one modality at a time", "both at once") for seed in "012"
+    ]
+    assert [float(row["mean_recall"]) for row in rows] == [0, 10, 20, 1, 11, 21]
+    assert "other" not in rows[0]
+    text = (tmp_path / "table.md").read_text()
+    assert "| both at once | 3 | 5.5 ± 5.0 | 11.0 ± 10.0 |" in text
+    assert np.asarray(Image.open(tmp_path / "plot.png")).std() > 0
+    assert "[6/6] both at once, seed 2: mean_recall 21.0" in capsys.readouterr().out
+
+
+def test_a_grid_that_was_stopped_goes_on_where_it_was(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        ablate.run_grid(small_grid(), tmp_path, Trainer(stop_after=2))
+    assert len(rows_of(tmp_path / "table.csv")) == 2
+    trainer = Trainer()
+    ablate.run_grid(small_grid(), tmp_path, trainer)
+    assert len(trainer.commands) == 4
+    assert len(rows_of(tmp_path / "table.csv")) == 6
+
+
+def test_rows_differ_in_their_own_flags_alone(tmp_path):
+    one, both = (run.commands["pretrain"] for run in ablate.runs(small_grid(seeds=(7,)), tmp_path))
+    assert {flag for flag in one if flag not in both} == {
+        f"--workdir={tmp_path}/one_modality_at_a_time/seed7/pretrain",
+        "--config.objectives.masked_image.other=clean",
+        "--config.objectives.masked_text.other=clean",
+    }
+    assert "--config.seed=7" in both
+    assert "--config.steps=3" in both
+
+
+def test_fine_tuning_starts_from_its_own_row_and_is_named(tmp_path):
+    config = small_grid(seeds=(0,), finetune_steps=20)
+    trainer = Trainer()
+    ablate.run_grid(config, tmp_path, trainer)
+    assert f"--config.checkpoint={tmp_path}/both_at_once/seed0/pretrain" in trainer.commands[3]
+    assert float(rows_of(tmp_path / "table.csv")[1]["ft_mean_recall"]) == 1.0
+    assert (tmp_path / "table.md").read_text().count("| 1.0 |") == 2  # one seed: no deviation
+
+
+def test_a_folder_of_another_grid_is_refused_and_more_seeds_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate, "execute", Trainer())
+    ablate.run(small_grid(seeds=(0,)), tmp_path)
+    ablate.run(small_grid(seeds=(0, 1)), tmp_path)
+    with pytest.raises(UserError, match="other values of steps"):
+        ablate.run(small_grid(steps=4), tmp_path)
+
+
+def test_a_run_that_fails_is_told_with_its_log(tmp_path):
+    with pytest.raises(UserError, match=r"pretrain.log: error: there is no config key"):
+        ablate.execute(["--config=configs/pretrain.py", "--config.nothing=1"], tmp_path / "pretrain.log")

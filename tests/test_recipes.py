@@ -1,0 +1,120 @@
+"""Every recipe trains, its state is saved and read back whole, and what it lacks is told."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import ablations, finetune_retrieval, pretrain, recipes
+from maskvlm_jax import config as configs
+from maskvlm_jax import sharding, train, train_step
+from maskvlm_jax.checkpoint import Checkpoints
+from maskvlm_jax.data import tokenizer as tokenizers
+from maskvlm_jax.data.batch import HOST_KEYS
+from maskvlm_jax.data.sources import open_source
+from maskvlm_jax.errors import UserError
+from tests.conftest import toy_config
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    source = open_source(pretrain.get_config().data.to_dict(), "train", 48)
+    captions = (caption for i in range(50) for caption in source.captions(i))
+    tokenizers.save(tokenizers.train_wordpiece(captions, 256), folder)
+    return tokenizers.load(folder)
+
+
+def batches(config, tokenizer):
+    """The stream, as it is put on devices."""
+    source = open_source(config.data.to_dict(), "train", config.model.image.image_size)
+    make = train.make_example(config, source, tokenizer)
+    options = {"batch_size": config.batch_size, "seed": 0, "start": 0, "stop": 4, "limit": 0}
+    for batch in train.pipeline.train_stream(source, make, **options, workers=0, threads=1):
+        yield {name: value for name, value in batch.items() if name not in HOST_KEYS}
+
+
+@pytest.mark.parametrize("recipe", sorted(set(recipes.RECIPES) - {"maskvlm"}))  # whose runs are tests of their own
+def test_a_run_that_is_read_back_goes_on_bit_for_bit(recipe, tokenizer, tmp_path):
+    config = toy_config(f"recipe={recipe}", masking__image_cell=1)
+    configs.check(config)
+    mesh = sharding.make_mesh(data=1, fsdp=1, model=1, devices=jax.devices()[:1])
+    stream = [sharding.put(batch, mesh) for batch in batches(config, tokenizer)]
+    with jax.set_mesh(mesh):
+        built = train.build(config, mesh)
+        state, saved = built.init(), Checkpoints(tmp_path)
+        first = jax.device_get(state)
+        for batch in stream[:2]:
+            state, values = built.step(state, batch)
+            assert all(np.isfinite(value) for value in jax.device_get(values).values()), values
+        saved.save(state, {"seen": 2})
+        saved.wait()
+        restored, _ = saved.restore_newest(train_step.abstract_state(built.init, built.shardings))
+        saved.close()
+        for batch in stream[2:]:
+            state, _ = built.step(state, batch)
+            restored, _ = built.step(restored, batch)
+    for straight, resumed in zip(*(jax.tree.leaves(jax.device_get(x)) for x in (state, restored)), strict=True):
+        np.testing.assert_array_equal(straight, resumed)
+    unmoved = [
+        path
+        for path, (old, new) in train_step_paths(first.params, jax.device_get(state.params)).items()
+        if np.array_equal(old, new)
+    ]
+    assert unmoved == []
+    assert (state.queue is not None) == (recipe == "albef")
+    assert bool(state.ema) == (recipe in ("albef", "mamo"))
+
+
+def train_step_paths(old, new) -> dict:
+    """Both values of every parameter by path."""
+    leaves = zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True)
+    return {train_step.parameter_path(path): (value, other) for (path, value), other in leaves}
+
+
+@pytest.mark.parametrize(
+    "structure", [f"recipe={recipe},size={size}" for recipe in recipes.RECIPES for size in ("tiny", "base")]
+)
+def test_every_recipe_is_consistent_pre_trained_and_fine_tuned(structure):
+    for config in (pretrain.get_config(structure), finetune_retrieval.get_config(structure)):
+        configs.check(config)
+        mesh = sharding.make_mesh(data=1, fsdp=1, model=1, devices=jax.devices()[:1])
+        built = train.build(config, mesh)
+        assert jax.eval_shape(built.init).params["vlm"]
+
+
+@pytest.mark.parametrize("table", ["losses", "masking", "ratios", "data", "recipes"])
+def test_every_grid_has_rows_that_can_be_told_apart(table):
+    config = ablations.get_config(f"table={table}")
+    names = [name for name, _, _ in config.rows]
+    assert len(set(names)) == len(names) > 1
+    for _, recipe, flags in config.rows:
+        there = configs.flatten(pretrain.get_config(f"recipe={recipe},{config.structure}").to_dict())
+        assert {flag.split("=")[0] for flag in flags} <= there.keys()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "values", "message"),
+    [
+        ("mamo", {"optim__ema_decay": 0.0}, "optim.ema_decay=0.995"),
+        ("mlim", {"objectives__masked_text__name": "nothing"}, "no objective 'nothing'"),
+        ("m3ae", {"masking__whole_word": True}, "exact count"),
+        ("m3ae", {"model__image__hidden": "token"}, "does not go with"),
+        ("mlim", {"model__image__patch": 12, "model__image__image_size": 24, "masking__image_cell": 1}, "power of two"),
+        ("albef", {"optim__accumulate": 2}, "queue"),
+        ("mamo", {"model__embed": 0}, "no contrastive space"),
+        ("mamo", {"model__fusion__class_tokens": 0}, "class_tokens is 0, the encoders have 1"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(recipe, values, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train.run(toy_config(f"recipe={recipe}", **values), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_fine_tuning_without_a_model_is_refused(tmp_path):
+    config = finetune_retrieval.get_config("recipe=mlim")
+    with pytest.raises(UserError, match="set --config"):
+        train.run(config, tmp_path / "run")
+    config.checkpoint = str(tmp_path / "nothing")
+    with pytest.raises(UserError, match="there is no workdir"):
+        train.run(config, tmp_path / "run")
