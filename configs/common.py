@@ -48,7 +48,7 @@ def set_size(config: ConfigDict, size: str) -> None:
     config.model.image = ConfigDict({"image_size": pixels, "patch": patch, "depth": image, **transformer})
     config.model.image.class_token = True
     # How hidden patches are kept from the encoder: token (their embedding is replaced) | drop (only visible ones are
-    # encoded) | later (they are dropped in the fusion).
+    # encoded) | later (they are dropped in the fusion) | none (no picture is masked).
     config.model.image.hidden = "token"
     config.model.text = ConfigDict(
         {"vocab_size": vocab, "max_length": length, "depth": text, "norm": norm, **transformer}

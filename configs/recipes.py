@@ -27,6 +27,7 @@ def maskvlm(config: ConfigDict) -> None:
 def albef(config: ConfigDict) -> None:
     """ALBEF (arXiv 2107.07651): text masked only, a text stream over the picture, queue and momentum distillation."""
     config.model.fusion.kind, config.model.fusion.streams = "cross", "text"
+    config.model.image.hidden = "none"
     config.masking.text_ratio, config.masking.text_corruption = 0.15, "bert"
     config.optim.ema_decay = 0.995
     config.objectives = ConfigDict(
@@ -47,6 +48,7 @@ def albef(config: ConfigDict) -> None:
 def clip(config: ConfigDict) -> None:
     """CLIP (arXiv 2103.00020): the contrastive loss alone, no fusion."""
     config.model.fusion = ConfigDict({"kind": "none"})
+    config.model.image.hidden = "none"
     config.objectives = ConfigDict({"contrastive": {"name": "contrastive", "weight": 1.0}})
 
 

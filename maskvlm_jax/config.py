@@ -50,7 +50,7 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"masking.{name} is {config.masking[name]}; give a share between 0 and 1")
     _check_choice(config.masking, "masking.text_corruption", ("mask", "bert"))
     _check_choice(config.masking, "masking.policy", ("independent", "modality_aware"))
-    _check_choice(image, "model.image.hidden", ("token", "drop", "later"))
+    _check_choice(image, "model.image.hidden", ("token", "drop", "later", "none"))
     _check_choice(fusion, "model.fusion.kind", ("cross", "joint", "autoencoder", "none"))
     for label, choices in _OBJECTIVE_CHOICES:
         name, key = label.split(".")

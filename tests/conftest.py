@@ -56,7 +56,7 @@ def toy_config(structure: str = "", **values):
     with config.unlocked():
         # A recipe lacks some parts, and has some that follow from others.
         toy = {name: value for name, value in TOY.items() if name in there}
-        for name in ("model.image.depth", "model.text.depth"):
+        for name in ("model.image.depth", "model.text.depth", "model.embed"):
             toy[name] = min(toy[name], there[name])
         for name, value in (toy | {name.replace("__", "."): value for name, value in values.items()}).items():
             block = config

@@ -105,7 +105,8 @@ class ImageEncoder(nnx.Module):
         class_token: begin the sequence with a learned token.
         hidden: how a hidden patch is kept from the blocks. "token": a learned token takes its embedding's place
             (SimMIM, arXiv 2111.09886). "drop": only the visible patches are encoded, and the token stands at the
-            hidden ones' places in the output (MAE, arXiv 2111.06377). "later": not here; the fusion drops it.
+            hidden ones' places in the output (MAE, arXiv 2111.06377). "later": not here; the fusion drops it. "none":
+            no picture is masked.
         mask_token: own that token; otherwise it is given in the call.
     """
 
@@ -137,7 +138,7 @@ class ImageEncoder(nnx.Module):
         else:
             self.patch_embedding = PatchEmbedding(patch, width, **common, rngs=rngs)
         self.class_token = nnx.Param(token_init()(rngs.params(), (1, 1, width), jnp.float32)) if class_token else None
-        own = mask_token and hidden != "later"
+        own = mask_token and hidden in ("token", "drop")
         self.mask_token = nnx.Param(token_init()(rngs.params(), (1, 1, width), jnp.float32)) if own else None
         position = token_init()(rngs.params(), (1, class_token + patches, width), jnp.float32)
         if init_std == 0:

@@ -49,7 +49,7 @@ class VLM(nnx.Module):
         self.image_projection = Dense(image["width"], embed, **head) if embed else None
         self.text_projection = Dense(text["width"], embed, **head) if embed else None
         # A strong float32: a weak-typed scalar would compile the step twice.
-        self.temperature = nnx.Param(jnp.asarray(temperature, jnp.float32))
+        self.temperature = nnx.Param(jnp.asarray(temperature, jnp.float32)) if embed else None
         self.embed, self.shared_mask = embed, shared_mask
 
     def encode_image(self, image_BYXC: jax.Array, masked_BN: jax.Array | None = None, *args) -> jax.Array:
