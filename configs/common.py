@@ -156,6 +156,8 @@ def evaluation_block(name: str) -> ConfigDict:
             "probe_limit": 1_000,  # pictures that the probes read
             "figures": 8,  # examples in the figures; 0 = none
             "seed": 0,
-            "best_metric": "mean_recall",  # of the checkpoint that is kept as the best; larger is better
+            # Of the checkpoint that is kept as the best; larger is better. auto: mean recall, by matching where there
+            # is no contrastive space, else how well masked words, pixels or features are predicted.
+            "best_metric": "auto",
         }
     )

@@ -20,9 +20,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.objectives = ConfigDict()
     if config.model.embed:
         config.objectives.contrastive = ConfigDict({"name": "contrastive", "weight": 1.0})
-        config.evaluation.best_metric = "mean_recall"
-    else:
-        config.evaluation.best_metric = "match_mean_recall"
     if config.model.fusion.kind != "none":
         negatives = "hard" if config.model.embed else "random"
         config.objectives.matching = ConfigDict({"name": "matching", "weight": 1.0, "negatives": negatives})

@@ -111,7 +111,6 @@ def _single_stream(config: ConfigDict) -> None:
     config.model.image.depth = config.model.text.depth = 0
     config.model.image.class_token = False
     config.model.embed = 0
-    config.evaluation.best_metric = "masked_text_accuracy_matched"
 
 
 RECIPES = {"maskvlm": maskvlm, "mlim": mlim, "mamo": mamo, "albef": albef, "clip": clip, "m3ae": m3ae}

@@ -124,6 +124,7 @@ class Evaluation:
             "weights": options.weights,
             "rerank_k": options.rerank_k,
             "rerank_score": options.rerank_score,
+            "match_images": min(options.match_images, len(data.images)),
             "ties": "count against the model",
             "probe_images": min(options.probe_limit, len(data.images)),
         }
@@ -156,10 +157,12 @@ def final_result(
 def show(result: Mapping[str, Any], folder: Path) -> None:
     """Prints a result as a table."""
     protocol = result["protocol"]
-    print(
-        f"\n{protocol['split']}: {protocol['images']} images, {protocol['captions']} captions, "
-        f"re-ranked top {protocol['rerank_k']} by {protocol['rerank_score']}"
-    )
+    told = f"\n{protocol['split']}: {protocol['images']} images, {protocol['captions']} captions"
+    if "rerank_mean_recall" in result["metrics"]:
+        told += f", re-ranked top {protocol['rerank_k']} by {protocol['rerank_score']}"
+    if "match_mean_recall" in result["metrics"]:
+        told += f", matching among the first {protocol['match_images']}"
+    print(told)
     print(metrics.table(result["metrics"]))
     print(f"\nresults, figures and checkpoints are in {folder}")
 

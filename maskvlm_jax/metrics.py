@@ -120,5 +120,5 @@ def duration(seconds: float) -> str:
 
 def table(metrics: Mapping[str, float]) -> str:
     """Names and values in two aligned columns."""
-    width = max(len(name) for name in metrics)
+    width = max(map(len, metrics), default=0)
     return "\n".join(f"  {name:<{width}}  {value:10.4f}" for name, value in metrics.items())

@@ -13,15 +13,14 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maskvlm_jax import config as configs
-from maskvlm_jax import evaluate, host, metrics, optim, sharding, train_step
+from maskvlm_jax import evaluate, host, initial, metrics, optim, sharding, train_step
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import pipeline
-from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.sources import Source, open_source
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.errors import Stopped, UserError
-from maskvlm_jax.pretrainer import Pretrainer, objective_class
+from maskvlm_jax.pretrainer import Pretrainer
 from maskvlm_jax.stopping import stopping_signals
 from maskvlm_jax.train_step import TrainState
 from maskvlm_jax.watch import StepWatch
@@ -35,7 +34,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         Stopped: a signal asked to stop; the state is saved.
     """
     configs.check(config)
-    _check_start(config)
+    initial.check(config)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
     sharding.check_batch(config.evaluation.batch_size, 1, mesh)
@@ -49,21 +48,19 @@ def run(config: ConfigDict, workdir: Path) -> None:
         print("this run is finished; to score it anew use configs/evaluate.py")
         evaluate.show(configs.read_json(workdir / "result.json"), workdir)
         return
-    tokenizer = _tokenizer(config, source, workdir)
+    tokenizer = initial.tokenizer(config, source, workdir)
     with jax.set_mesh(mesh):
         _train(config, workdir, source, tokenizer, mesh)
 
 
-def _check_start(config: ConfigDict) -> None:
-    if config.task == "finetune" and not config.checkpoint:
-        raise UserError("fine-tuning starts from a model; set --config.checkpoint to the workdir of a run")
-    if config.checkpoint and not (Path(config.checkpoint) / "config.json").is_file():
-        raise UserError(f"there is no workdir {config.checkpoint!r}; set --config.checkpoint to the folder of a run")
-    for label, objective in config.objectives.items():
-        if objective.weight and objective_class(objective.name).reads_teacher and not config.optim.ema_decay:
-            raise UserError(
-                f"objectives.{label} reads a moving average of the model; set --config.optim.ema_decay=0.995"
-            )
+# What evaluation.best_metric = "auto" takes: the first that the model has.
+BEST_METRICS = (
+    "mean_recall",
+    "match_mean_recall",
+    "masked_text_accuracy_matched",
+    "masked_image_psnr_matched",
+    "masked_feature_cosine_matched",
+)
 
 
 class Built(NamedTuple):
@@ -115,7 +112,7 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
     built = build(config, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     best = Checkpoints(workdir / "best")
-    state, told = _restore_or_init(config, checkpoints, built)
+    state, told = initial.restore_or_init(config, checkpoints, built)
     start = int(state.step)
     evaluation = evaluate.Evaluation(config, built.graphdef, tokenizer, mesh)
     writer = metrics.MetricWriter(workdir, start)
@@ -191,6 +188,10 @@ def _evaluate(config, evaluation, state: TrainState, step: int, writer, best, to
 
 def _keep_best(config, state: TrainState, step: int, values: Mapping[str, float], best, told: dict[str, Any]) -> None:
     name = config.evaluation.best_metric
+    if name == "auto":
+        name = next((metric for metric in BEST_METRICS if metric in values), None)
+        if name is None:
+            return
     if name not in values:
         raise UserError(f"evaluation.best_metric {name} is no metric; choose among {', '.join(values)}")
     if values[name] > told["best"]:
@@ -210,35 +211,6 @@ def _log(step: int, writer: metrics.MetricWriter, progress: metrics.Progress) ->
         progress.restart()
 
 
-def _restore_or_init(config, checkpoints: Checkpoints, built: Built) -> tuple[TrainState, dict[str, Any]]:
-    """The newest checkpoint of the workdir, else new parameters, else those of `config.checkpoint`."""
-    abstract = train_step.abstract_state(built.init, built.shardings)
-    restored = checkpoints.restore_newest(abstract)
-    if restored is not None:
-        return restored
-    state = built.init()
-    if config.checkpoint:
-        params = _initial_params(config, state.params, abstract.params)
-        state = state._replace(params=params, ema=jax.tree.map(lambda x: x.copy(), params) if state.ema else {})
-    return state, {"seen": 0, "replaced": 0, "last_replaced": "", "best": -1.0, "best_step": 0}
-
-
-def _initial_params(config: ConfigDict, params: Any, abstract: Any) -> Any:
-    """`params` with the model of the workdir `config.checkpoint`, and the heads of objectives that both train."""
-    folder = Path(config.checkpoint)
-    trained = configs.read_json(folder / "config.json")["objectives"]
-    shared = {label for label in abstract["objectives"] if label in trained and trained[label]["weight"]}
-    wanted = {"vlm": abstract["vlm"]}
-    if shared:
-        wanted["objectives"] = {label: abstract["objectives"][label] for label in shared}
-    checkpoints = Checkpoints(folder / "checkpoints", writable=False)
-    if not checkpoints.steps:
-        raise UserError(f"there is no checkpoint in {folder}; set --config.checkpoint to a workdir")
-    loaded = checkpoints.load_params(checkpoints.steps[-1], wanted, part=True)
-    checkpoints.close()
-    return {"vlm": loaded["vlm"], "objectives": params["objectives"] | loaded.get("objectives", {})}
-
-
 def _stream(config: ConfigDict, source: Source, tokenizer: Tokenizer, start: int) -> Iterator[dict[str, np.ndarray]]:
     return pipeline.train_stream(
         source,
@@ -253,28 +225,6 @@ def _stream(config: ConfigDict, source: Source, tokenizer: Tokenizer, start: int
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-
-
-def _tokenizer(config: ConfigDict, source: Source, workdir: Path) -> Tokenizer:
-    """The workdir's tokenizer; made on the first start, from the config's folder, that of the checkpoint that the run
-    starts from, or the training captions."""
-    folder = workdir / "tokenizer"
-    if not folder.exists() and jax.process_index() == 0:
-        given = config.data.tokenizer or (config.checkpoint and str(Path(config.checkpoint) / "tokenizer"))
-        if given:
-            tokenizers.load(given)
-            tokenizers.copy(given, folder)
-        else:
-            pictures = range(min(len(source), config.data.tokenizer_captions))
-            captions = (caption for i in pictures for caption in source.captions(i))
-            tokenizers.save(tokenizers.train_wordpiece(captions, config.model.text.vocab_size), folder)
-    tokenizer = tokenizers.load(folder)
-    if tokenizer.vocab_size > config.model.text.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.model.text.vocab_size}; "
-            f"set --config.model.text.vocab_size={tokenizer.vocab_size} or more"
-        )
-    return tokenizer
 
 
 def _is_finished(workdir: Path, steps: int) -> bool:

@@ -1,0 +1,91 @@
+"""What a run starts from: its own checkpoint, another run's model, or nothing; and its tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from maskvlm_jax import config as configs
+from maskvlm_jax import train_step
+from maskvlm_jax.checkpoint import Checkpoints
+from maskvlm_jax.data import tokenizer as tokenizers
+from maskvlm_jax.data.sources import Source
+from maskvlm_jax.data.tokenizer import Tokenizer
+from maskvlm_jax.errors import UserError
+from maskvlm_jax.pretrainer import objective_class
+from maskvlm_jax.train_step import TrainState
+
+
+def check(config: ConfigDict) -> None:
+    """What a run starts from and reads must be there.
+
+    Raises:
+        UserError: no workdir to fine-tune, or an objective that reads a moving average where there is none.
+    """
+    if config.task == "finetune" and not config.checkpoint:
+        raise UserError("fine-tuning starts from a model; set --config.checkpoint to the workdir of a run")
+    if config.checkpoint and not (Path(config.checkpoint) / "config.json").is_file():
+        raise UserError(f"there is no workdir {config.checkpoint!r}; set --config.checkpoint to the folder of a run")
+    for label, objective in config.objectives.items():
+        if objective.weight and objective_class(objective.name).reads_teacher and not config.optim.ema_decay:
+            raise UserError(
+                f"objectives.{label} reads a moving average of the model; set --config.optim.ema_decay=0.995"
+            )
+
+
+def restore_or_init(config: ConfigDict, checkpoints: Checkpoints, built: Any) -> tuple[TrainState, dict[str, Any]]:
+    """The newest checkpoint of the workdir, else new parameters, else those of `config.checkpoint`."""
+    abstract = train_step.abstract_state(built.init, built.shardings)
+    restored = checkpoints.restore_newest(abstract)
+    if restored is not None:
+        return restored
+    state = built.init()
+    if config.checkpoint:
+        params = _initial_params(config, state.params, abstract.params)
+        state = state._replace(params=params, ema=jax.tree.map(lambda x: x.copy(), params) if state.ema else {})
+    return state, {"seen": 0, "replaced": 0, "last_replaced": "", "best": -1.0, "best_step": 0}
+
+
+def _initial_params(config: ConfigDict, params: Any, abstract: Any) -> Any:
+    """`params` with the model of the workdir `config.checkpoint`, and the heads of objectives that both train."""
+    folder = Path(config.checkpoint)
+    trained = configs.read_json(folder / "config.json")["objectives"]
+    shared = {label for label in abstract["objectives"] if label in trained and trained[label]["weight"]}
+    wanted = {"vlm": abstract["vlm"]}
+    if shared:
+        wanted["objectives"] = {label: abstract["objectives"][label] for label in shared}
+    checkpoints = Checkpoints(folder / "checkpoints", writable=False)
+    if not checkpoints.steps:
+        raise UserError(f"there is no checkpoint in {folder}; set --config.checkpoint to a workdir")
+    loaded = checkpoints.load_params(checkpoints.steps[-1], wanted, part=True)
+    checkpoints.close()
+    return {"vlm": loaded["vlm"], "objectives": params["objectives"] | loaded.get("objectives", {})}
+
+
+def tokenizer(config: ConfigDict, source: Source, workdir: Path) -> Tokenizer:
+    """The workdir's tokenizer; made on the first start, from the config's folder, that of the checkpoint that the run
+    starts from, or the training captions."""
+    folder = workdir / "tokenizer"
+    if not folder.exists() and jax.process_index() == 0:
+        given = config.data.tokenizer or (config.checkpoint and str(Path(config.checkpoint) / "tokenizer"))
+        if given:
+            tokenizers.load(given)
+            tokenizers.copy(given, folder)
+        else:
+            pictures = range(min(len(source), config.data.tokenizer_captions))
+            captions = (caption for i in pictures for caption in source.captions(i))
+            tokenizers.save(tokenizers.train_wordpiece(captions, config.model.text.vocab_size), folder)
+    tokenizer = tokenizers.load(folder)
+    if tokenizer.vocab_size > config.model.text.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.model.text.vocab_size}; "
+            f"set --config.model.text.vocab_size={tokenizer.vocab_size} or more"
+        )
+    mask_id = config.model.text.get("mask_id", tokenizer.mask_id)
+    if mask_id != tokenizer.mask_id:
+        raise UserError(
+            f"model.text.mask_id is {mask_id}, the tokenizer's mask token {tokenizer.mask_id}; "
+            f"set --config.model.text.mask_id={tokenizer.mask_id}"
+        )
+    return tokenizer
