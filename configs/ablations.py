@@ -24,6 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps = 300  # of every row
     config.batch_size = 64
     config.finetune_steps = 0  # of retrieval fine-tuning behind every row; 0 = none
+    config.parallel = 1  # runs side by side; small models use a core each better than all cores together
     config.data_root = ""  # of a set on disk
     config.captions_per_image = 1 if choice["data"] == "scenes" else 0
     config.metrics = (*RETRIEVAL, *PROBES)

@@ -2,21 +2,26 @@
 
     python -m maskvlm_jax.ablate --config=configs/ablations.py:table=losses
 
-Each run is a command of its own (`maskvlm_jax.main`), shown in the log beside its workdir. A grid that was stopped goes
-on where it was by the same command: finished runs are read, the one under way resumes. `table.md`, `table.csv` and
-`plot.png` are written anew behind every run.
+Each run is a command of its own (`maskvlm_jax.main`), shown in the log beside its workdir; several may run side by
+side, each on its share of the cores. A grid that was stopped goes on where it was by the same command: finished runs
+are read, those under way resume. `table.md`, `table.csv` and `plot.png` are written anew behind every run.
 """
 
+import contextlib
 import csv
+import dataclasses
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -29,7 +34,8 @@ from maskvlm_jax.errors import Stopped, UserError
 Scores = dict[str, dict[int, Mapping[str, float]]]  # row -> seed -> metric -> value
 
 
-class Run(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
     """One row with one seed: its folder, and the commands that fill it, in order, by the folder that each writes."""
 
     row: str
@@ -85,27 +91,54 @@ def scores_of(run: Run) -> dict[str, float] | None:
     return values
 
 
-def run_grid(config: ConfigDict, workdir: Path, execute: Callable[[list[str], Path], None]) -> Scores:
-    """Runs what is not finished; returns the scores of all.
+def run_grid(
+    config: ConfigDict,
+    workdir: Path,
+    execute: Callable[[list[str], Path], None],
+    stop: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Runs what is not finished, `config.parallel` at a time; returns the scores of all.
 
     Args:
         execute: runs a command of `maskvlm_jax.main`, its output to a log file.
+        stop: ends those that run, their states saved; called when one of them fails.
     """
-    grid, scores = list(runs(config, workdir)), {}
+    grid, found = list(runs(config, workdir)), {}
     if len({run.folder for run in grid}) < len(grid):
         raise UserError("two rows have the same name")
-    for number, run in enumerate(grid, start=1):
-        clock, found = time.monotonic(), scores_of(run)
-        told = "was finished"
-        if found is None:
-            for stage, flags in run.commands.items():
-                if not (run.folder / stage / "result.json").exists():
-                    execute(flags, run.folder / f"{stage}.log")
-            found, told = scores_of(run), metrics.duration(time.monotonic() - clock)
-        scores.setdefault(run.row, {})[run.seed] = found
-        shown = "  ".join(f"{name} {found[name]:.1f}" for name in config.plotted if name in found)
-        print(f"[{number}/{len(grid)}] {run.row}, seed {run.seed}: {shown}  ({told})", flush=True)
-        write_tables(config, scores, workdir)
+    with ThreadPoolExecutor(config.parallel) as pool:
+        futures = {pool.submit(_finish, run, execute): run for run in grid}
+        try:
+            for number, future in enumerate(as_completed(futures), start=1):
+                run = futures[future]
+                found[run], told = future.result()
+                shown = "  ".join(f"{name} {found[run][name]:.1f}" for name in config.plotted if name in found[run])
+                print(f"[{number}/{len(grid)}] {run.row}, seed {run.seed}: {shown}  ({told})", flush=True)
+                write_tables(config, _scores(grid, found), workdir)
+        except BaseException:
+            stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return _scores(grid, found)
+
+
+def _finish(run: Run, execute: Callable[[list[str], Path], None]) -> tuple[dict[str, float], str]:
+    """The scores of a run, and how long it took."""
+    clock, scores = time.monotonic(), scores_of(run)
+    if scores is not None:
+        return scores, "was finished"
+    for stage, flags in run.commands.items():
+        if not (run.folder / stage / "result.json").exists():
+            execute(flags, run.folder / f"{stage}.log")
+    return scores_of(run), metrics.duration(time.monotonic() - clock)
+
+
+def _scores(grid: Sequence[Run], found: Mapping[Run, Mapping[str, float]]) -> Scores:
+    """Scores in the order of the rows and seeds, whichever run ended first."""
+    scores: Scores = {}
+    for run in grid:
+        if run in found:
+            scores.setdefault(run.row, {})[run.seed] = found[run]
     return scores
 
 
@@ -172,37 +205,68 @@ def plot(config: ConfigDict, scores: Scores, path: Path) -> None:
     pyplot.close(figure)
 
 
-def execute(flags: list[str], log: Path) -> None:
-    """Runs `python -m maskvlm_jax.main` with flags; a signal stops both.
+class Commands:
+    """Runs commands of `maskvlm_jax.main`, side by side on cores of their own; a signal stops them all.
 
-    Raises:
-        Stopped: a signal stopped it; its state is saved.
-        UserError: it failed; the message has the last line of its log.
+    Args:
+        parallel: how many run at the same time at most.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "maskvlm_jax.main", *flags]
-    with log.open("a") as file:
-        file.write(" ".join(command) + "\n")
-        file.flush()
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        received = []
 
-        def hand_on(number, frame):
-            received.append(number)
-            if number == signal.SIGTERM:  # Ctrl-C reaches both from the terminal
-                process.send_signal(number)
+    def __init__(self, parallel: int):
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._shares: SimpleQueue[list[int]] = SimpleQueue()
+        for part in range(parallel):
+            self._shares.put(cores[part::parallel] or cores)
+        self._live: set[subprocess.Popen] = set()
+        self._signal = 0
 
-        previous = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
+    def __call__(self, flags: list[str], log: Path) -> None:
+        """Runs `python -m maskvlm_jax.main` with flags, its output at the end of `log`.
+
+        Raises:
+            Stopped: a signal stopped it; its state is saved.
+            UserError: it failed; the message has the last line of its log.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command, share = [sys.executable, "-m", "maskvlm_jax.main", *flags], self._shares.get()
+        with log.open("a") as file:
+            file.write(" ".join(command) + "\n")
+            file.flush()
+            if self._signal:
+                raise Stopped(self._signal, None)
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+            if share:
+                os.sched_setaffinity(process.pid, share)  # before it makes its threads
+            self._live.add(process)
             status = process.wait()
+        self._live.discard(process)
+        self._shares.put(share)
+        if self._signal:
+            raise Stopped(self._signal, None)
+        if status:
+            lines = log.read_text().strip().splitlines()
+            raise UserError(f"a run of the grid failed, see {log}: {lines[-1]}")
+
+    def stop(self) -> None:
+        """Ends all commands that run; each saves its state."""
+        self._signal = self._signal or signal.SIGTERM
+        for process in list(self._live):
+            process.terminate()
+
+    def _hand_on(self, number: int, frame: Any) -> None:
+        self._signal = number
+        if number == signal.SIGTERM:  # Ctrl-C reaches them from the terminal
+            self.stop()
+
+    @contextlib.contextmanager
+    def stopping(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C stop the commands; the old handlers are put back at the end."""
+        old = {number: signal.signal(number, self._hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
         finally:
-            for number, handler in previous.items():
+            for number, handler in old.items():
                 signal.signal(number, handler)
-    if received:
-        raise Stopped(received[0], None)
-    if status:
-        lines = log.read_text().strip().splitlines()
-        raise UserError(f"a run of the grid failed, see {log}: {lines[-1]}")
 
 
 def _slug(row: str) -> str:
@@ -213,14 +277,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """`task = ablate`."""
     workdir.mkdir(parents=True, exist_ok=True)
     _claim(config, workdir)
-    run_grid(config, workdir, execute)
+    commands = Commands(config.parallel)
+    with commands.stopping():
+        run_grid(config, workdir, commands, commands.stop)
     print((workdir / "table.md").read_text())
     print(f"tables and runs are in {workdir}")
 
 
 def _claim(config: ConfigDict, workdir: Path) -> None:
     """Refuses a folder that holds another grid; more seeds and rows may join it."""
-    path, free = workdir / "grid.json", ("seeds", "rows", "metrics", "plotted", "data_root", "name")
+    path, free = workdir / "grid.json", ("seeds", "rows", "metrics", "plotted", "data_root", "name", "parallel")
     wanted = json.loads(config.to_json())
     if path.exists():
         there = read_json(path)

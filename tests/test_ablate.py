@@ -1,5 +1,6 @@
 """A grid runs every row with every seed once, goes on where it stopped, and its tables say what the runs said."""
 
+import contextlib
 import csv
 import json
 from pathlib import Path
@@ -39,6 +40,17 @@ class Trainer:
         (workdir / "result.json").write_text(json.dumps({"metrics": metrics, "protocol": {}}))
 
 
+class FakeCommands(Trainer):
+    def __init__(self, parallel: int):
+        super().__init__()
+
+    def stopping(self):
+        return contextlib.nullcontext()
+
+    def stop(self):
+        pass
+
+
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
         return list(csv.DictReader(file))
@@ -70,6 +82,12 @@ def test_a_grid_that_was_stopped_goes_on_where_it_was(tmp_path):
     assert len(rows_of(tmp_path / "table.csv")) == 6
 
 
+def test_runs_side_by_side_fill_the_same_tables(tmp_path):
+    for parallel in (1, 3):
+        ablate.run_grid(small_grid(parallel=parallel), tmp_path / str(parallel), Trainer())
+    assert (tmp_path / "1" / "table.csv").read_text() == (tmp_path / "3" / "table.csv").read_text()
+
+
 def test_rows_differ_in_their_own_flags_alone(tmp_path):
     one, both = (run.commands["pretrain"] for run in ablate.runs(small_grid(seeds=(7,)), tmp_path))
     assert {flag for flag in one if flag not in both} == {
@@ -91,7 +109,7 @@ def test_fine_tuning_starts_from_its_own_row_and_is_named(tmp_path):
 
 
 def test_a_folder_of_another_grid_is_refused_and_more_seeds_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablate, "execute", Trainer())
+    monkeypatch.setattr(ablate, "Commands", FakeCommands)
     ablate.run(small_grid(seeds=(0,)), tmp_path)
     ablate.run(small_grid(seeds=(0, 1)), tmp_path)
     with pytest.raises(UserError, match="other values of steps"):
@@ -100,4 +118,4 @@ def test_a_folder_of_another_grid_is_refused_and_more_seeds_are_not(tmp_path, mo
 
 def test_a_run_that_fails_is_told_with_its_log(tmp_path):
     with pytest.raises(UserError, match=r"pretrain.log: error: there is no config key"):
-        ablate.execute(["--config=configs/pretrain.py", "--config.nothing=1"], tmp_path / "pretrain.log")
+        ablate.Commands(1)(["--config=configs/pretrain.py", "--config.nothing=1"], tmp_path / "pretrain.log")
