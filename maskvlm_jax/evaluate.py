@@ -1,6 +1,6 @@
 """Scores of a model on a split, with the protocol they were taken under; inside training and alone."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,17 +134,24 @@ class Evaluation:
 
 
 def final_result(
-    evaluation: Evaluation, config: ConfigDict, params: Any, *, folder: Path, lineage: Mapping[str, Any]
+    evaluation: Evaluation,
+    config: ConfigDict,
+    params: Any,
+    *,
+    folder: Path,
+    lineage: Mapping[str, Any],
+    on_figure: Callable[[str, np.ndarray], None] = lambda name, sheet: None,
 ) -> dict[str, Any]:
     """Evaluates `evaluation.split` and the splits of `evaluation.also`, draws figures, writes result.json.
 
-    Metrics of the other splits are named SPLIT/metric.
+    Metrics of the other splits are named SPLIT/metric. `on_figure` gets each figure's name and pixels.
     """
     split = config.evaluation.split
     values = evaluation.all(params, split)
     for other in config.evaluation.also:
         values |= {f"{other}/{name}": value for name, value in evaluation.all(params, other).items()}
-    evaluation.figures(params, split, folder / "figures")
+    for name, sheet in evaluation.figures(params, split, folder / "figures").items():
+        on_figure(name, sheet)
     protocols = {other: evaluation.protocol(other) for other in config.evaluation.also}
     result = {
         "protocol": {**lineage, **evaluation.protocol(split), **({"also": protocols} if protocols else {})},

@@ -20,12 +20,13 @@ class MetricWriter:
         workdir: the run's folder.
         start: the step the run goes on from; lines of later steps, written by a run that was killed before it saved,
             are taken out.
+        evaluate_again: take out evaluations of step `start` too: they are made anew.
     """
 
-    def __init__(self, workdir: Path, start: int):
+    def __init__(self, workdir: Path, start: int, *, evaluate_again: bool = False):
         path = workdir / "metrics.jsonl"
         if path.exists():
-            _drop_after(path, start)
+            _drop_after(path, start, evaluate_again)
         self._file = path.open("a")
         self._events = SummaryWriter(str(workdir / "events"), purge_step=start + 1 if start else None)
 
@@ -44,11 +45,13 @@ class MetricWriter:
         self._events.close()
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _drop_after(path: Path, step: int, evaluate_again: bool) -> None:
     kept = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            values = json.loads(line)
+            again = evaluate_again and values["step"] == step and "loss" not in values
+            if values["step"] <= step and not again:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue  # a line that was cut off by a kill

@@ -115,7 +115,7 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
     state, told = initial.restore_or_init(config, checkpoints, built)
     start = int(state.step)
     evaluation = evaluate.Evaluation(config, built.graphdef, tokenizer, mesh)
-    writer = metrics.MetricWriter(workdir, start)
+    writer = metrics.MetricWriter(workdir, start, evaluate_again=start == config.steps)
     progress = metrics.Progress(batch_size=config.batch_size, steps=config.steps)
     stream = _stream(config, source, tokenizer, start)
     _introduce(config, workdir, source, tokenizer, state)
@@ -170,7 +170,8 @@ def _finish(config, workdir: Path, evaluation, state: TrainState, writer, best, 
     print("final evaluation ...", flush=True)
     params = _weights(config, state)
     lineage = evaluate.lineage_of(config, workdir, config.steps, params)
-    result = evaluate.final_result(evaluation, config, params, folder=workdir, lineage=lineage)
+    on_figure = lambda name, sheet: writer.figure(config.steps, name, sheet)  # noqa: E731
+    result = evaluate.final_result(evaluation, config, params, folder=workdir, lineage=lineage, on_figure=on_figure)
     writer.write(config.steps, config.evaluation.split, result["metrics"])
     if told["replaced"]:
         print(f"{told['replaced']} broken picture(s) were replaced during training, the last {told['last_replaced']}")
