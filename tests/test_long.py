@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests.test_resume import finish, same_as_straight, start, wait_for
+
 pytestmark = pytest.mark.slow
 
 
@@ -76,3 +78,56 @@ def test_a_step_of_the_paper_s_model_runs_on_a_cpu(cli, tmp_path):
     assert process.returncode == 0, process.stderr
     assert "334,187,612 parameters" in process.stdout
     assert [line["step"] for line in train_lines(workdir)] == [2]
+
+
+@pytest.mark.parametrize("recipe", ["mlim", "mamo", "albef", "clip", "m3ae"])
+def test_a_recipe_killed_and_resumed_equals_its_straight_run_and_scores_the_same_alone(
+    recipe, cli, cli_environment, tmp_path
+):
+    flags = {
+        "steps": 6,
+        "batch_size": 16,
+        "log_every": 1,
+        "eval_every": 3,
+        "checkpoint_every": 2,
+        "optim.warmup_steps": 2,
+        "data.tokenizer_captions": 300,
+        "evaluation.limit": 24,
+        "evaluation.batch_size": 24,
+        "evaluation.figures": 3,
+        "evaluation.also": "()",
+    }
+    command = [
+        f"--config=configs/pretrain.py:recipe={recipe}",
+        *(f"--config.{name}={value}" for name, value in flags.items()),
+    ]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    process = cli(*command, f"--workdir={straight}")
+    assert process.returncode == 0, process.stderr
+    figures = {path.name for path in (straight / "figures").iterdir()}
+    assert ("reconstruction_test.png" in figures) == (recipe in ("mlim", "mamo", "m3ae"))
+    assert ("masked_text_test.png" in figures) == (recipe != "clip")
+
+    running = start(killed, cli_environment, *command)
+    wait_for(running, "step 4")
+    running.kill()
+    finish(running)
+    process = cli(*command, f"--workdir={killed}")
+    assert process.returncode == 0, process.stderr
+    assert "a new run" not in process.stdout
+    same_as_straight(killed, straight)
+
+    process = cli("--config=configs/evaluate.py", f"--config.checkpoint={straight}")
+    assert process.returncode == 0, process.stderr
+    assert metrics_of(straight / "evaluation") == metrics_of(straight)
+
+    tuned = tmp_path / "tuned"
+    process = cli(
+        f"--config=configs/finetune_retrieval.py:recipe={recipe}",
+        f"--workdir={tuned}",
+        f"--config.checkpoint={straight}",
+        *(flag for flag in command[1:]),
+        "--config.evaluation.match_images=12",
+    )
+    assert process.returncode == 0, process.stderr
+    assert {"mean_recall", "match_mean_recall"} & metrics_of(tuned).keys()

@@ -20,7 +20,8 @@ def result(workdir) -> dict:
 
 
 def start(workdir, environment, *flags) -> subprocess.Popen:
-    command = [sys.executable, "-m", "maskvlm_jax.main", PRETRAIN, f"--workdir={workdir}", *(flags or toy_flags())]
+    flags = flags or (PRETRAIN, *toy_flags())
+    command = [sys.executable, "-m", "maskvlm_jax.main", f"--workdir={workdir}", *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
