@@ -11,6 +11,7 @@ from configs import common
 
 LABELS = {"ITC": "contrastive", "ITM": "matching", "MLM": "masked_text", "MIM": "masked_image"}
 RETRIEVAL = ("t2i_r1", "i2t_r1", "mean_recall", "rerank_t2i_r1", "rerank_i2t_r1", "rerank_mean_recall")
+RETRIEVAL += ("match_t2i_r1", "match_i2t_r1", "match_mean_recall")
 PROBES = ("masked_text_accuracy_matched", "masked_text_accuracy_shuffled", "masked_image_psnr_matched")
 
 
@@ -26,9 +27,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.finetune_steps = 0  # of retrieval fine-tuning behind every row; 0 = none
     config.parallel = 1  # runs side by side; small models use a core each better than all cores together
     config.data_root = ""  # of a set on disk
-    config.captions_per_image = 1 if choice["data"] == "scenes" else 0
-    config.metrics = (*RETRIEVAL, *PROBES)
-    config.plotted = ("mean_recall", "rerank_mean_recall")
+    # How well what is masked is predicted can be compared where every row masks alike.
+    config.metrics = RETRIEVAL + (PROBES if choice["table"] in ("losses", "masking") else ())
+    config.plotted = ("mean_recall", "rerank_mean_recall", "match_mean_recall")
     # Every run's command: a config file with its structure, and flags that every row gets.
     config.pretrain, config.finetune = "configs/pretrain.py", "configs/finetune_retrieval.py"
     config.structure = f"size={choice['size']},data={choice['data']}"

@@ -5,6 +5,10 @@
 
 The structure after the colon is that of the pre-training run. A recipe without a contrastive space (mlim, m3ae) learns
 to match against random negatives.
+
+Differs from the paper: the picture size is that of pre-training (384 pixels there), the newest checkpoint is what it
+starts from, and the last step is scored beside the best one, which `best/` holds. MLIM's modality dropout is
+`--config.data.modality_dropout`; it is off, since a pair that has lost a side cannot be told matched from unmatched.
 """
 
 from ml_collections import ConfigDict

@@ -48,12 +48,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluation = common.evaluation_block(data)
     recipes.RECIPES[choice["recipe"]](config)
     del config.model.decoder_depth
-    _schedule(config, size, data)
+    _schedule(config, choice["recipe"], size, data)
     return config
 
 
-def _schedule(config: ConfigDict, size: str, data: str) -> None:
-    """Steps and rates of a size on a set."""
+def _schedule(config: ConfigDict, recipe: str, size: str, data: str) -> None:
+    """Steps and rates of a recipe and size on a set."""
     if size in ("base", "large"):
         # 512 x 16 V100 in the paper; 50 epochs over 5.2 M pairs, 5 of them warm-up. Starts from pre-trained encoders
         # there; from scratch the encoders want the higher rate.
@@ -61,6 +61,8 @@ def _schedule(config: ConfigDict, size: str, data: str) -> None:
         config.steps = 508_000
         config.optim.warmup_steps = 50_800
         config.log_every, config.eval_every, config.checkpoint_every = 50, 10_000, 1_000
+        if recipe != "maskvlm":
+            config.optim.encoder_lr = config.optim.lr  # nothing here is pre-trained
         return
     # From scratch: one rate for all, a second moment that follows a short run.
     config.optim.lr = config.optim.encoder_lr = 1.5e-3 if size == "tiny" else 1e-3

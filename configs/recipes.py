@@ -90,7 +90,7 @@ def m3ae(config: ConfigDict) -> None:
     """M3AE (arXiv 2205.14204): a masked autoencoder of both modalities at once that encodes only what is visible."""
     decoder_depth = config.model.decoder_depth
     _single_stream(config)
-    config.model.fusion.kind = "autoencoder"
+    config.model.fusion.kind, config.model.fusion.norm = "autoencoder", "pre"
     config.model.fusion.decoder = ConfigDict({"depth": decoder_depth})
     config.model.fusion.patches = (config.model.image.image_size // config.model.image.patch) ** 2
     config.model.fusion.max_length = config.model.text.max_length

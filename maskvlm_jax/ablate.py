@@ -59,7 +59,7 @@ def runs(config: ConfigDict, workdir: Path) -> Iterator[Run]:
                     f"--config={config.pretrain}:{structure}",
                     f"--workdir={pretrain}",
                     f"--config.steps={config.steps}",
-                    *(f"--config.{name}={config.steps}" for name in ("eval_every", "checkpoint_every")),
+                    *_periods(config.steps),
                     *common,
                     *(f"--config.{flag}" for flag in flags),
                 ]
@@ -71,12 +71,17 @@ def runs(config: ConfigDict, workdir: Path) -> Iterator[Run]:
                     f"--workdir={finetune}",
                     f"--config.checkpoint={pretrain}",
                     f"--config.steps={steps}",
-                    f"--config.optim.warmup_steps={steps // 10}",
-                    *(f"--config.{name}={steps}" for name in ("eval_every", "checkpoint_every")),
+                    *_periods(steps),
                     *common,
-                    *(f"--config.{flag}" for flag in flags if flag.startswith("data.")),
+                    *(f"--config.{flag}" for flag in flags if flag.startswith(("data.", "model."))),
                 ]
             yield Run(row, seed, folder, commands)
+
+
+def _periods(steps: int) -> list[str]:
+    """Flags of a run of this length: a tenth of it warm-up, one evaluation, a few checkpoints to resume from."""
+    periods = {"optim.warmup_steps": steps // 10, "eval_every": steps, "checkpoint_every": max(1, steps // 4)}
+    return [f"--config.{name}={value}" for name, value in periods.items()]
 
 
 def scores_of(run: Run) -> dict[str, float] | None:
@@ -228,24 +233,33 @@ class Commands:
             UserError: it failed; the message has the last line of its log.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
-        command, share = [sys.executable, "-m", "maskvlm_jax.main", *flags], self._shares.get()
-        with log.open("a") as file:
-            file.write(" ".join(command) + "\n")
-            file.flush()
-            if self._signal:
-                raise Stopped(self._signal, None)
-            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-            if share:
-                os.sched_setaffinity(process.pid, share)  # before it makes its threads
-            self._live.add(process)
-            status = process.wait()
-        self._live.discard(process)
-        self._shares.put(share)
+        share = self._shares.get()
+        try:
+            status = self._run([sys.executable, "-m", "maskvlm_jax.main", *flags], share, log)
+        finally:
+            self._shares.put(share)
         if self._signal:
             raise Stopped(self._signal, None)
         if status:
             lines = log.read_text().strip().splitlines()
             raise UserError(f"a run of the grid failed, see {log}: {lines[-1]}")
+
+    def _run(self, command: list[str], cores: list[int], log: Path) -> int:
+        if self._signal:
+            return 0
+        with log.open("a") as file:
+            file.write(" ".join(command) + "\n")
+            file.flush()
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+            self._live.add(process)
+            try:
+                if cores:
+                    os.sched_setaffinity(process.pid, cores)  # before it makes its threads
+                if self._signal:  # it came while the process was being made
+                    process.terminate()
+                return process.wait()
+            finally:
+                self._live.discard(process)
 
     def stop(self) -> None:
         """Ends all commands that run; each saves its state."""

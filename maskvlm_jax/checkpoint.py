@@ -107,8 +107,7 @@ class Checkpoints:
                 return self._checkpointer.load_checkpointables(step, {weights: abstract})[weights]
         except Exception as error:  # as above
             raise UserError(
-                f"checkpoint {self._folder / str(step)} cannot be read: {first_line(error)}; "
-                "choose another with --config.checkpoint_step"
+                f"checkpoint {self._folder / str(step)} cannot be read: {first_line(error)}; choose another checkpoint"
             ) from error
 
     def wait(self) -> None:

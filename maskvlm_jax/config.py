@@ -52,10 +52,17 @@ def check(config: ConfigDict) -> None:
     _check_choice(config.masking, "masking.policy", ("independent", "modality_aware"))
     _check_choice(image, "model.image.hidden", ("token", "drop", "later", "none"))
     _check_choice(fusion, "model.fusion.kind", ("cross", "joint", "autoencoder", "none"))
-    for label, choices in _OBJECTIVE_CHOICES:
-        name, key = label.split(".")
-        if key in config.objectives.get(name, {}):
-            _check_choice(config.objectives[name], f"objectives.{label}", choices)
+    for block, key, choices in (
+        (fusion, "model.fusion.streams", ("both", "text")),
+        (image, "model.image.embedding", ("patch", "conv")),
+        *(
+            (objective, f"objectives.{label}.{key}", choices)
+            for label, objective in config.objectives.items()
+            for key, choices in _OBJECTIVE_CHOICES.items()
+        ),
+    ):
+        if key.rsplit(".", 1)[1] in block:
+            _check_choice(block, key, choices)
     _check_choice(config.evaluation, "evaluation.rerank_score", ("itm", "itm+itc"))
     _check_choice(config.evaluation, "evaluation.weights", ("params", "ema"))
     _check_choice(config.model.shared, "model.shared.remat", ("none", "dots", "full"))
@@ -68,21 +75,40 @@ def check(config: ConfigDict) -> None:
     active = {label for label, objective in config.objectives.items() if objective.weight}
     if not active:
         raise UserError("every objective has weight 0: nothing to train")
-    embeds = any("contrastive" in config.objectives[label].name for label in active)
-    hard = any(config.objectives[label].get("negatives") == "hard" for label in active)
-    if (embeds or hard) and not config.model.embed:
-        raise UserError(
-            "model.embed is 0: there is no contrastive space; set it, or objectives.matching.negatives=random"
-        )
-    if config.optim.accumulate > 1 and any("queue" in config.objectives[label] for label in active):
-        raise UserError("optim.accumulate above 1 and a queue of earlier batches do not go together")
+    _check_objectives(config, active)
 
 
-_OBJECTIVE_CHOICES = (
-    ("masked_image.norm", ("l1", "l2")),
-    ("masked_image.region", ("all", "masked")),
-    ("matching.negatives", ("hard", "random")),
-)
+_OBJECTIVE_CHOICES = {
+    "norm": ("l1", "l2"),
+    "region": ("all", "masked"),
+    "negatives": ("hard", "random"),
+    "other": ("clean", "masked"),
+}
+_HIDE_PATCHES = ("masked_image", "reconstruction", "masked_feature", "masked_representation")
+
+
+def _check_objectives(config: ConfigDict, active: set[str]) -> None:
+    """What the objectives need of the model and of each other."""
+    model = config.model
+    for label in sorted(active):
+        objective = config.objectives[label]
+        embeds = "contrastive" in objective.name or objective.get("negatives") == "hard"
+        if embeds and not model.embed:
+            raise UserError(
+                f"objectives.{label} needs a contrastive space, and model.embed is 0; leave it out"
+                + (", or set its negatives to random" if "negatives" in objective else "")
+            )
+        hides = objective.name in _HIDE_PATCHES
+        if model.image.hidden == "none" and (hides or objective.get("other") == "masked"):
+            raise UserError(
+                f"objectives.{label} reads masked pictures, and model.image.hidden is none; set it to token"
+            )
+        if hides and model.fusion.get("streams") == "text":
+            raise UserError(f"objectives.{label} reads fused patches; set model.fusion.streams to both")
+        if model.fusion.kind == "none" and "contrastive" not in objective.name:
+            raise UserError(f"objectives.{label} reads both modalities fused, and model.fusion.kind is none")
+        if objective.get("queue") and config.optim.accumulate > 1:
+            raise UserError("optim.accumulate above 1 and a queue of earlier batches do not go together")
 
 
 def _check_blocks(config: ConfigDict) -> None:
@@ -107,6 +133,19 @@ def _check_blocks(config: ConfigDict) -> None:
 def _check_fusion(config: ConfigDict) -> None:
     """Fields that a fusion shares with encoders and masks."""
     image, fusion, masking = config.model.image, config.model.fusion, config.masking
+    if not image.class_token and (config.model.embed or fusion.kind == "cross"):
+        raise UserError(
+            "model.image.class_token=False goes with one stream and model.embed=0 only: nothing else reads it"
+        )
+    if fusion.kind == "autoencoder" and fusion.decoder.depth < 1:
+        raise UserError(f"model.fusion.decoder.depth is {fusion.decoder.depth}; give at least 1")
+    if masking.policy == "modality_aware" and not 0 <= masking.light_ratio <= min(
+        masking.image_ratio, masking.text_ratio
+    ):
+        raise UserError(
+            f"masking.light_ratio {masking.light_ratio} must not be above image_ratio {masking.image_ratio} "
+            f"and text_ratio {masking.text_ratio}"
+        )
     expected = {"class_tokens": int(image.class_token), "max_length": config.model.text.max_length}
     expected["patches"] = (image.image_size // image.patch) ** 2
     for name, value in expected.items():

@@ -124,9 +124,9 @@ class Evaluation:
             "weights": options.weights,
             "rerank_k": options.rerank_k,
             "rerank_score": options.rerank_score,
-            "match_images": min(options.match_images, len(data.images)),
+            "match_images": min(options.match_images or len(data.images), len(data.images)),
             "ties": "count against the model",
-            "probe_images": min(options.probe_limit, len(data.images)),
+            "probe_images": min(options.probe_limit or len(data.images), len(data.images)),
         }
 
     def _predictor(self, params: Any) -> Predictor:

@@ -22,13 +22,21 @@ def flops_per_pair(config: ConfigDict, batch_size: int) -> dict[str, float]:
     """Forward GFLOP of one image-text pair by part.
 
     Args:
-        config: of a pre-training run.
+        config: of a pre-training run of MaskVLM.
         batch_size: examples that the in-batch losses see at once.
+    Raises:
+        UserError: another recipe.
     Returns:
         `image_encoder` and `text_encoder` (all views), `memory` (keys and values that the cross-modality encoders
         read), and each objective by its label: cross-modality encoders and decoder, its head, and for `contrastive`
         the two projections and the similarity of a pair with the batch. Objectives of weight 0 are not there.
     """
+    if (
+        config.model.fusion.kind != "cross"
+        or config.model.fusion.streams != "both"
+        or config.model.image.hidden == "drop"
+    ):
+        raise UserError("FLOPs are counted for recipe=maskvlm, whose encoders see hidden patches as tokens, only")
     count = _Count(config, batch_size)
     parts = {"image_encoder": count.image_encoder(), "text_encoder": count.text_encoder(), "memory": count.memory()}
     parts |= {label: count.objective(options) for label, options in count.objectives.items()}

@@ -21,17 +21,37 @@ def check(config: ConfigDict) -> None:
     """What a run starts from and reads must be there.
 
     Raises:
-        UserError: no workdir to fine-tune, or an objective that reads a moving average where there is none.
+        UserError: no workdir to fine-tune, one of another model, a tokenizer that the model does not fit, or an
+            objective that reads a moving average where there is none.
     """
     if config.task == "finetune" and not config.checkpoint:
         raise UserError("fine-tuning starts from a model; set --config.checkpoint to the workdir of a run")
     if config.checkpoint and not (Path(config.checkpoint) / "config.json").is_file():
         raise UserError(f"there is no workdir {config.checkpoint!r}; set --config.checkpoint to the folder of a run")
+    if config.checkpoint:
+        _check_same_model(config, configs.read_json(Path(config.checkpoint) / "config.json")["model"])
+    if given := _given_tokenizer(config):
+        _check_tokenizer(config, tokenizers.load(given))
     for label, objective in config.objectives.items():
         if objective.weight and objective_class(objective.name).reads_teacher and not config.optim.ema_decay:
             raise UserError(
                 f"objectives.{label} reads a moving average of the model; set --config.optim.ema_decay=0.995"
             )
+
+
+# Values of `config.model` that may differ from those of the run that a run starts from: no parameter's meaning depends
+# on them.
+_FREE = ("dropout", "temperature", "shared.remat", "shared.unroll", "shared.dtype")
+
+
+def _check_same_model(config: ConfigDict, trained: dict[str, Any]) -> None:
+    differing = configs.differing_keys({"model": trained}, {"model": configs.to_json(config)["model"]})
+    differing = [key for key in differing if not key.endswith(_FREE)]
+    if differing:
+        raise UserError(
+            f"the model of {config.checkpoint} has other values of {', '.join(differing)}; "
+            "give the structure and flags that it was trained with"
+        )
 
 
 def restore_or_init(config: ConfigDict, checkpoints: Checkpoints, built: Any) -> tuple[TrainState, dict[str, Any]]:
@@ -51,32 +71,44 @@ def _initial_params(config: ConfigDict, params: Any, abstract: Any) -> Any:
     """`params` with the model of the workdir `config.checkpoint`, and the heads of objectives that both train."""
     folder = Path(config.checkpoint)
     trained = configs.read_json(folder / "config.json")["objectives"]
-    shared = {label for label in abstract["objectives"] if label in trained and trained[label]["weight"]}
-    wanted = {"vlm": abstract["vlm"]}
-    if shared:
-        wanted["objectives"] = {label: abstract["objectives"][label] for label in shared}
+    # An objective without parameters is not in the tree, and a tree without leaves cannot be asked for.
+    heads = abstract.get("objectives", {})
+    shared = {label: heads[label] for label in heads if label in trained and trained[label]["weight"]}
+    wanted = {"vlm": abstract["vlm"], **({"objectives": shared} if shared else {})}
     checkpoints = Checkpoints(folder / "checkpoints", writable=False)
     if not checkpoints.steps:
         raise UserError(f"there is no checkpoint in {folder}; set --config.checkpoint to a workdir")
     loaded = checkpoints.load_params(checkpoints.steps[-1], wanted, part=True)
     checkpoints.close()
-    return {"vlm": loaded["vlm"], "objectives": params["objectives"] | loaded.get("objectives", {})}
+    merged = params.get("objectives", {}) | loaded.get("objectives", {})
+    return {"vlm": loaded["vlm"], **({"objectives": merged} if merged else {})}
 
 
 def tokenizer(config: ConfigDict, source: Source, workdir: Path) -> Tokenizer:
-    """The workdir's tokenizer; made on the first start, from the config's folder, that of the checkpoint that the run
-    starts from, or the training captions."""
+    """The workdir's tokenizer; made on the first start, from the checkpoint that the run starts from, the config's
+    folder, or the training captions."""
     folder = workdir / "tokenizer"
     if not folder.exists() and jax.process_index() == 0:
-        given = config.data.tokenizer or (config.checkpoint and str(Path(config.checkpoint) / "tokenizer"))
-        if given:
+        if given := _given_tokenizer(config):
             tokenizers.load(given)
             tokenizers.copy(given, folder)
         else:
-            pictures = range(min(len(source), config.data.tokenizer_captions))
+            pictures = range(min(len(source), config.data.limit or len(source), config.data.tokenizer_captions))
             captions = (caption for i in pictures for caption in source.captions(i))
             tokenizers.save(tokenizers.train_wordpiece(captions, config.model.text.vocab_size), folder)
     tokenizer = tokenizers.load(folder)
+    _check_tokenizer(config, tokenizer)
+    return tokenizer
+
+
+def _given_tokenizer(config: ConfigDict) -> str:
+    """A folder, or "" where the tokenizer is to be trained."""
+    if config.checkpoint:
+        return str(Path(config.checkpoint) / "tokenizer")
+    return config.data.tokenizer
+
+
+def _check_tokenizer(config: ConfigDict, tokenizer: Tokenizer) -> None:
     if tokenizer.vocab_size > config.model.text.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.model.text.vocab_size}; "
@@ -88,4 +120,3 @@ def tokenizer(config: ConfigDict, source: Source, workdir: Path) -> Tokenizer:
             f"model.text.mask_id is {mask_id}, the tokenizer's mask token {tokenizer.mask_id}; "
             f"set --config.model.text.mask_id={tokenizer.mask_id}"
         )
-    return tokenizer

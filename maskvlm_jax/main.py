@@ -1,4 +1,4 @@
-"""Flags -> config -> pretrain | evaluate.
+"""Flags -> config -> pretrain | finetune | evaluate | ablate.
 
 python -m maskvlm_jax.main --config=configs/pretrain.py
 python -m maskvlm_jax.main --config=configs/pretrain.py:size=small,data=flickr8k --config.data.root=FOLDER

@@ -102,7 +102,15 @@ def test_every_grid_has_rows_that_can_be_told_apart(table):
         ("m3ae", {"model__image__hidden": "token"}, "does not go with"),
         ("mlim", {"model__image__patch": 12, "model__image__image_size": 24, "masking__image_cell": 1}, "power of two"),
         ("albef", {"optim__accumulate": 2}, "queue"),
-        ("mamo", {"model__embed": 0}, "no contrastive space"),
+        ("mamo", {"model__embed": 0}, "objectives.contrastive needs a contrastive space"),
+        ("maskvlm", {"model__image__hidden": "none"}, "objectives.masked_image reads masked pictures"),
+        ("albef", {"objectives__masked_text__other": "masked"}, "objectives.masked_text reads masked pictures"),
+        ("maskvlm", {"model__image__class_token": False}, "class_token"),
+        ("maskvlm", {"model__fusion__streams": "text"}, "set model.fusion.streams to both"),
+        ("albef", {"model__fusion__streams": "txt"}, "choose among both, text"),
+        ("m3ae", {"model__fusion__decoder__depth": 0}, "fusion.decoder.depth is 0"),
+        ("mlim", {"model__image__embedding": "cnn"}, "choose among patch, conv"),
+        ("mlim", {"masking__light_ratio": 0.9}, "light_ratio 0.9 must not be above"),
         ("mamo", {"model__fusion__class_tokens": 0}, "class_tokens is 0, the encoders have 1"),
     ],
 )
@@ -110,6 +118,18 @@ def test_what_does_not_fit_together_is_refused(recipe, values, message, tmp_path
     with pytest.raises(UserError, match=message):
         train.run(toy_config(f"recipe={recipe}", **values), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_another_kind_is_not_started_from(tmp_path):
+    trained = configs.to_json(pretrain.get_config("recipe=maskvlm"))
+    configs.write_json(tmp_path / "config.json", trained)
+    for recipe, values, told in (
+        ("albef", {}, "model.fusion.streams"),
+        ("maskvlm", {"model__fusion__heads": 2}, "model.fusion.heads"),
+    ):
+        config = toy_config(f"recipe={recipe}", **values, checkpoint=str(tmp_path))
+        with pytest.raises(UserError, match=told):
+            train.run(config, tmp_path / "run")
 
 
 def test_fine_tuning_without_a_model_is_refused(tmp_path):

@@ -59,24 +59,30 @@ class MakeExample(grain.transforms.RandomMap):
             rng, self._grid, cell=options["image_cell"], ratio=options["image_ratio"]
         )
         text = batches.text_fields(caption, self._tokenizer, rng, max_length=self._max_length, options=options)
-        image, text = self._dropped(image, text, rng)
+        image, text, pair_id = self._dropped(image, text, batches.pair_id(example["id"], caption), rng)
         return {
             "image": image,
             **text,
             "image_masked": image_masked,
-            "pair_id": batches.pair_id(example["id"], caption),
+            "pair_id": pair_id,
             "example_valid": np.bool_(True),
             "index": np.int64(element),
             "replaced": np.bool_(index != element),
         }
 
-    def _dropped(self, image: np.ndarray, text: dict, rng: np.random.Generator) -> tuple[np.ndarray, dict]:
-        """Modality dropout (MLIM, arXiv 2109.12178): the mean colour for the picture, or a caption without a word."""
-        if self._modality_dropout and (drawn := rng.random()) < self._modality_dropout:
-            if drawn < self._modality_dropout / 2:
-                return np.zeros_like(image), text
-            return image, batches.without_words(text)
-        return image, text
+    def _dropped(
+        self, image: np.ndarray, text: dict, pair_id: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, dict, np.ndarray]:
+        """Modality dropout (MLIM, arXiv 2109.12178): the mean colour for the picture, or a caption without a word.
+
+        Examples that lost the same modality are equal in it: they become the same pair, and no negatives.
+        """
+        drawn = rng.random() if self._modality_dropout else 1.0
+        if drawn < self._modality_dropout / 2:
+            return np.zeros_like(image), text, np.array([0, pair_id[1]], np.int32)
+        if drawn < self._modality_dropout:
+            return image, batches.without_words(text), np.array([pair_id[0], 0], np.int32)
+        return image, text, pair_id
 
     def _decodable(self, element: int) -> tuple[int, np.ndarray, dict]:
         """The example, or where its picture is broken the next one that is not: the same on every machine."""

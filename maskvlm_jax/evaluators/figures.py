@@ -34,10 +34,11 @@ def reconstructions(predictor: Predictor, data: EvaluationSet, *, count: int, ba
     the nearest.
     """
     pictures, patch = np.arange(min(count, len(data.images))), None
+    shown = np.arange(min(batch_size, len(data.images)))  # a whole batch: more candidates for a patch
     others, first = data.other_pictures(), data.first_captions
     rebuilt = {}
     for reads in ("matched", "shuffled"):
-        batch = next(probes.batches(data, pictures, batch_size, of="image", reads=reads))
+        batch = next(probes.batches(data, shown, batch_size, of="image", reads=reads))
         patches, ids = _rebuilt_patches(predictor, batch)
         patch = patches.shape[2]
         rebuilt[reads] = [paste(data.images[i], patches[i], ids[i]) for i in pictures]
@@ -64,7 +65,9 @@ def _rebuilt_patches(predictor: Predictor, batch: dict[str, np.ndarray]) -> tupl
     patches_BN = _cut(transforms.denormalise(batch["image"]), count)
     chosen = []
     for i, pred_MD in enumerate(pred_BMD):
-        others = np.arange(len(pred_BMD)) != i
+        # Padding repeats a picture, whose own patches must not be candidates.
+        others = batch["example_valid"] & (np.arange(len(pred_BMD)) != i)
+        others = others if others.any() else np.ones_like(others)
         nearest = np.argmax(pred_MD @ feature_BND[others].reshape(-1, feature_BND.shape[-1]).T, axis=1)
         chosen.append(patches_BN[others].reshape(-1, *patches_BN.shape[2:])[nearest])
     return np.stack(chosen), positions.ids_BM

@@ -31,13 +31,13 @@ def evaluate(
     """Recalls in percent.
 
     With a contrastive space: of its cosines, and re-ranked ones where `rerank_k` is positive and a matching objective
-    was trained. Without: `match_` recalls of matching alone among the first `match_images` pictures.
+    was trained. Without: `match_` recalls of matching alone among the first `match_images` pictures (0 = all).
     """
     contrastive, matching = "contrastive" in predictor.objectives, "matching" in predictor.objectives
     if not contrastive and not matching:
         return
     if not contrastive:
-        yield from match_recalls(predictor, data.first(match_images), batch_size).items()
+        yield from match_recalls(predictor, data.first(match_images or len(data.images)), batch_size).items()
         return
     image_ISD, image_IE = encode_images(predictor, data, batch_size)
     text_TLD, text_TE = encode_texts(predictor, data, batch_size)

@@ -170,6 +170,8 @@ class ImageEncoder(nnx.Module):
         Returns:
             image_BSD with S = class_tokens + N.
         """
+        if masked_BN is not None and self.hidden == "none":
+            raise ValueError("this encoder hides no patch: model.image.hidden is none")
         key, block_key = (None, None) if key is None else jax.random.split(key)
         x_BND = self.patch_embedding(image_BYXC)
         token = self.mask_token[...] if mask_token is None and self.mask_token is not None else mask_token

@@ -67,8 +67,8 @@ class Objective(base.Objective):
         if self.decoder is None:
             return self.to_pixels(ctx.fuse_masked_patches(self.other).astype(jnp.float32)), positions
         memory = self.decoder.project(ctx.text(self.other), ctx.batch["token_valid"])
-        read_BM = positions.ids_BM + ctx.vlm.image_encoder.class_tokens
         fused_BSD = ctx.fuse_image("masked", self.other)
+        read_BM = positions.ids_BM + fused_BSD.shape[1] - ctx.batch["image_masked"].shape[1]  # behind a class token
         decoded_BMD = self.decoder(fused_BSD, memory, None, read_BM, ctx.key("image_decoder"))
         return self.to_pixels(decoded_BMD.astype(jnp.float32)), positions
 

@@ -16,12 +16,12 @@ from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives import base
 
 
-def distilled_cross_entropy(logits_BC: jax.Array, teacher_BC: jax.Array, alpha: float) -> jax.Array:
+def distilled_cross_entropy(logits_BG: jax.Array, teacher_BG: jax.Array, alpha: float) -> jax.Array:
     """loss_B: H(α softmax(teacher) + (1 − α) y, softmax(logits)), y the own column; a column of −inf does not count."""
-    log_BC = jax.nn.log_softmax(logits_BC)
-    own_BC = jnp.eye(*logits_BC.shape)
-    target_BC = alpha * jax.nn.softmax(teacher_BC) + (1.0 - alpha) * own_BC
-    return -jnp.sum(jnp.where(jnp.isfinite(logits_BC), target_BC * log_BC, 0.0), axis=1)
+    log_BG = jax.nn.log_softmax(logits_BG)
+    own_BG = jnp.eye(*logits_BG.shape)
+    target_BG = alpha * jax.nn.softmax(teacher_BG) + (1.0 - alpha) * own_BG
+    return -jnp.sum(jnp.where(jnp.isfinite(logits_BG), target_BG * log_BG, 0.0), axis=1)
 
 
 class Objective(base.Objective):
@@ -41,21 +41,21 @@ class Objective(base.Objective):
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         teacher, temperature = ctx.teacher, ctx.vlm.clamped_temperature()
-        images_CE, texts_CE = teacher.image_embedding_BE, teacher.text_embedding_BE
-        excluded_BC = ctx.same_pair_BB & ~jnp.eye(len(images_CE), dtype=bool)
+        images_GE, texts_GE = teacher.image_embedding_BE, teacher.text_embedding_BE
+        excluded_BG = ctx.same_pair_BB & ~jnp.eye(len(images_GE), dtype=bool)
         if ctx.queue is not None:
-            images_CE = jnp.concatenate([images_CE, ctx.queue.image_QE])
-            texts_CE = jnp.concatenate([texts_CE, ctx.queue.text_QE])
+            images_GE = jnp.concatenate([images_GE, ctx.queue.image_QE])
+            texts_GE = jnp.concatenate([texts_GE, ctx.queue.text_QE])
             same_BQ = jnp.any(ctx.batch["pair_id"][:, None] == ctx.queue.pair_id_Q2[None], axis=-1)
-            excluded_BC = jnp.concatenate([excluded_BC, same_BQ | ~ctx.queue.valid_Q[None]], axis=1)
+            excluded_BG = jnp.concatenate([excluded_BG, same_BQ | ~ctx.queue.valid_Q[None]], axis=1)
 
-        def direction(own_BE, teacher_BE, others_CE):
-            logits_BC, teacher_BC = (
-                jnp.where(excluded_BC, -jnp.inf, x @ others_CE.T / temperature) for x in (own_BE, teacher_BE)
+        def direction(own_BE, teacher_BE, others_GE):
+            logits_BG, teacher_BG = (
+                jnp.where(excluded_BG, -jnp.inf, x @ others_GE.T / temperature) for x in (own_BE, teacher_BE)
             )
-            return distilled_cross_entropy(logits_BC, jax.lax.stop_gradient(teacher_BC), self.alpha), logits_BC
+            return distilled_cross_entropy(logits_BG, jax.lax.stop_gradient(teacher_BG), self.alpha), logits_BG
 
-        to_text_B, logits_BC = direction(ctx.image_embedding_BE, teacher.image_embedding_BE, texts_CE)
-        to_image_B, _ = direction(ctx.text_embedding_BE, teacher.text_embedding_BE, images_CE)
-        accuracy = jnp.mean(jnp.argmax(logits_BC, axis=1) == jnp.arange(len(logits_BC)))
+        to_text_B, logits_BG = direction(ctx.image_embedding_BE, teacher.image_embedding_BE, texts_GE)
+        to_image_B, _ = direction(ctx.text_embedding_BE, teacher.text_embedding_BE, images_GE)
+        accuracy = jnp.mean(jnp.argmax(logits_BG, axis=1) == jnp.arange(len(logits_BG)))
         return 0.5 * (to_text_B + to_image_B), {"accuracy": accuracy, "temperature": temperature}

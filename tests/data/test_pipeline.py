@@ -221,3 +221,28 @@ def test_the_caption_does_not_change_the_image_mask(source, tokenizer):
     masks = [make.random_map(i, np.random.default_rng(7))["image_masked"] for i in range(3)]
     for one, other in itertools.pairwise(masks):
         np.testing.assert_array_equal(one, other)
+
+
+def test_modality_dropout_takes_one_side_as_often_as_the_other_and_makes_what_is_left_out_equal(source, tokenizer):
+    kept = make_example(source, tokenizer)
+    dropping = pipeline.MakeExample(
+        source,
+        tokenizer,
+        image_size=32,
+        patch=8,
+        max_length=20,
+        augment=PLAIN,
+        masking_options=OPTIONS,
+        modality_dropout=0.5,
+    )
+    counts = {"image": 0, "text": 0, "neither": 0}
+    for seed in range(400):
+        whole, left = (make.random_map(seed % 40, np.random.default_rng(seed)) for make in (kept, dropping))
+        no_image, no_words = not left["image"].any(), int(left["token_valid"].sum()) == 2
+        assert not (no_image and no_words)
+        assert (left["pair_id"] == 0).tolist() == [no_image, no_words]
+        assert no_words or np.array_equal(left["tokens"], whole["tokens"])
+        assert no_image or np.array_equal(left["image"], whole["image"])
+        assert not left["text_masked"].any() or not no_words
+        counts["image" if no_image else "text" if no_words else "neither"] += 1
+    np.testing.assert_allclose([counts["image"], counts["text"]], 100, atol=5 * np.sqrt(400 * 0.25 * 0.75))
