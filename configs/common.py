@@ -26,7 +26,7 @@ _SIZES = {
     # Learns the generated scenes in ten minutes on two CPU cores: a patch holds one place of the scene's grid.
     "tiny": (48, 16, 1, 128, 4, 4, 2, 2, 1, 20, 256, 128),
     # Learns a few thousand photographs in an hour on two CPU cores. With so little time the number of pictures seen
-    # counts for more than width: 36 patches of 16 pixels and 128 channels leave time for twenty looks at each picture.
+    # counts for more than width or smaller patches, and larger pictures give nothing: docs/reproducing.md compares.
     "mini": (96, 16, 1, 128, 4, 4, 3, 2, 1, 26, 4_096, 128),
     "small": (112, 16, 1, 384, 6, 8, 6, 3, 3, 32, 8_192, 256),
     # The paper's: ViT-B/16, RoBERTa-base, 3 + 3 cross blocks and a decoder of 3. Heads of the cross blocks, the width

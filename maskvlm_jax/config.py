@@ -85,6 +85,7 @@ _OBJECTIVE_CHOICES = {
     "other": ("clean", "masked"),
 }
 _HIDE_PATCHES = ("masked_image", "reconstruction", "masked_feature", "masked_representation")
+_FUSE = (*_HIDE_PATCHES, "masked_text", "distilled_masked_text", "matching")
 
 
 def _check_objectives(config: ConfigDict, active: set[str]) -> None:
@@ -105,7 +106,7 @@ def _check_objectives(config: ConfigDict, active: set[str]) -> None:
             )
         if hides and model.fusion.get("streams") == "text":
             raise UserError(f"objectives.{label} reads fused patches; set model.fusion.streams to both")
-        if model.fusion.kind == "none" and "contrastive" not in objective.name:
+        if model.fusion.kind == "none" and objective.name in _FUSE:
             raise UserError(f"objectives.{label} reads both modalities fused, and model.fusion.kind is none")
         if objective.get("queue") and config.optim.accumulate > 1:
             raise UserError("optim.accumulate above 1 and a queue of earlier batches do not go together")
