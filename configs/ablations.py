@@ -12,7 +12,12 @@ from configs import common
 LABELS = {"ITC": "contrastive", "ITM": "matching", "MLM": "masked_text", "MIM": "masked_image"}
 RETRIEVAL = ("t2i_r1", "i2t_r1", "mean_recall", "rerank_t2i_r1", "rerank_i2t_r1", "rerank_mean_recall")
 RETRIEVAL += ("match_t2i_r1", "match_i2t_r1", "match_mean_recall")
-PROBES = ("masked_text_accuracy_matched", "masked_text_accuracy_shuffled", "masked_image_psnr_matched")
+PROBES = (
+    "masked_text_accuracy_matched",
+    "masked_text_accuracy_shuffled",
+    "masked_image_psnr_matched",
+    "masked_image_psnr_shuffled",
+)
 
 
 def get_config(arg: str = "") -> ConfigDict:

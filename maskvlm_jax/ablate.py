@@ -204,7 +204,7 @@ def plot(config: ConfigDict, scores: Scores, path: Path) -> None:
         axis.set_xlabel(name.replace("_", " "))
         axis.grid(axis="x", color="0.9")
     axes[0][0].set_yticks(range(len(scores)), list(scores))
-    axes[0][0].invert_yaxis()
+    axes[0][0].set_ylim(len(scores) - 0.5, -0.5)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

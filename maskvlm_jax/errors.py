@@ -19,5 +19,5 @@ class Stopped(Exception):
 
     def __init__(self, number: int, saved_step: int | None):
         self.status = 128 + number
-        saved = "nothing more is saved" if saved_step is None else f"step {saved_step} is saved"
+        saved = "stopped" if saved_step is None else f"step {saved_step} is saved"
         super().__init__(f"{signal.Signals(number).name}: {saved}; the same command goes on")
