@@ -2,9 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from maskvlm_jax import sharding
+from tests.conftest import toy_config
 from tests.test_resume import finish, same_as_straight, start, wait_for
+from tests.test_train_step import one_device, share_apart, train
 
 pytestmark = pytest.mark.slow
 
@@ -131,3 +135,13 @@ def test_a_recipe_killed_and_resumed_equals_its_straight_run_and_scores_the_same
     )
     assert process.returncode == 0, process.stderr
     assert {"mean_recall", "match_mean_recall"} & metrics_of(tuned).keys()
+
+
+@pytest.mark.parametrize("recipe", ["mlim", "mamo", "albef", "clip", "m3ae"])
+def test_eight_devices_give_a_recipe_the_losses_and_parameters_of_one(recipe):
+    config = toy_config(f"recipe={recipe}", masking__image_cell=1)
+    state, told = train(config, one_device())
+    sharded, losses = train(config, sharding.make_mesh(data=2, fsdp=2, model=2))
+    for ours, theirs in zip(losses, told, strict=True):
+        np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-4, atol=2e-5)
+    assert share_apart(sharded.params, state.params) < 0.01
