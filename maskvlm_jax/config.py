@@ -35,7 +35,8 @@ def check(config: ConfigDict) -> None:
     Raises:
         UserError: naming the fields, their values and what would fit.
     """
-    image, fusion = config.model.image, config.model.fusion
+    _check_choices(config)
+    image = config.model.image
     if image.image_size % image.patch:
         raise UserError(f"model.image.patch {image.patch} does not divide model.image.image_size {image.image_size}")
     grid = image.image_size // image.patch
@@ -48,25 +49,6 @@ def check(config: ConfigDict) -> None:
     for name in ("image_ratio", "text_ratio"):
         if not 0.0 < config.masking[name] < 1.0:
             raise UserError(f"masking.{name} is {config.masking[name]}; give a share between 0 and 1")
-    _check_choice(config.masking, "masking.text_corruption", ("mask", "bert"))
-    _check_choice(config.masking, "masking.policy", ("independent", "modality_aware"))
-    _check_choice(image, "model.image.hidden", ("token", "drop", "later", "none"))
-    _check_choice(fusion, "model.fusion.kind", ("cross", "joint", "autoencoder", "none"))
-    for block, key, choices in (
-        (fusion, "model.fusion.streams", ("both", "text")),
-        (image, "model.image.embedding", ("patch", "conv")),
-        *(
-            (objective, f"objectives.{label}.{key}", choices)
-            for label, objective in config.objectives.items()
-            for key, choices in _OBJECTIVE_CHOICES.items()
-        ),
-    ):
-        if key.rsplit(".", 1)[1] in block:
-            _check_choice(block, key, choices)
-    _check_choice(config.evaluation, "evaluation.rerank_score", ("itm", "itm+itc"))
-    _check_choice(config.evaluation, "evaluation.weights", ("params", "ema"))
-    _check_choice(config.model.shared, "model.shared.remat", ("none", "dots", "full"))
-    _check_choice(config.model.shared, "model.shared.dtype", ("auto", "float32", "bfloat16"))
     if config.evaluation.weights == "ema" and not config.optim.ema_decay:
         raise UserError("evaluation.weights=ema needs a moving average; set --config.optim.ema_decay=0.999")
     for name in ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
@@ -159,6 +141,30 @@ def _check_fusion(config: ConfigDict) -> None:
         raise UserError("only masks of an exact count can be dropped: set masking.policy=independent, whole_word=False")
     if image.get("embedding", "patch") == "conv" and image.patch & (image.patch - 1):
         raise UserError(f"model.image.patch {image.patch} is no power of two, as model.image.embedding=conv needs")
+
+
+def _check_choices(config: ConfigDict) -> None:
+    """Values that are one of a few words."""
+    image, fusion = config.model.image, config.model.fusion
+    _check_choice(config.masking, "masking.text_corruption", ("mask", "bert"))
+    _check_choice(config.masking, "masking.policy", ("independent", "modality_aware"))
+    _check_choice(image, "model.image.hidden", ("token", "drop", "later", "none"))
+    _check_choice(fusion, "model.fusion.kind", ("cross", "joint", "autoencoder", "none"))
+    for block, key, choices in (
+        (fusion, "model.fusion.streams", ("both", "text")),
+        (image, "model.image.embedding", ("patch", "conv")),
+        *(
+            (objective, f"objectives.{label}.{key}", choices)
+            for label, objective in config.objectives.items()
+            for key, choices in _OBJECTIVE_CHOICES.items()
+        ),
+    ):
+        if key.rsplit(".", 1)[1] in block:
+            _check_choice(block, key, choices)
+    _check_choice(config.evaluation, "evaluation.rerank_score", ("itm", "itm+itc"))
+    _check_choice(config.evaluation, "evaluation.weights", ("params", "ema"))
+    _check_choice(config.model.shared, "model.shared.remat", ("none", "dots", "full"))
+    _check_choice(config.model.shared, "model.shared.dtype", ("auto", "float32", "bfloat16"))
 
 
 def _check_choice(block: ConfigDict, name: str, allowed: tuple[str, ...]) -> None:

@@ -57,7 +57,25 @@ class JointStack(nnx.Module):
         return self.last(self.body(x_BSD, valid_BS, key), valid_BS, read_BR, key)
 
 
-class JointFusion(nnx.Module):
+class OneStream(nnx.Module):
+    """Pairs matched by one stream, `encoder`, over the whole caption and picture."""
+
+    encoder: JointStack
+
+    def pair_image(self, image: Side, key: jax.Array | None = None) -> PairSide:
+        return PairSide(image.sequence_BSD, None, image.valid_BS)
+
+    def pair_text(self, text: Side, key: jax.Array | None = None) -> PairSide:
+        return PairSide(text.sequence_BSD, None, text.valid_BS)
+
+    def match(self, image: PairSide, text: PairSide, keys: Keys = (None, None)) -> jax.Array:
+        """pair_PD: the encoder's output at the start token, nothing hidden."""
+        x_PSD, valid_PS = join(text.start_BRD, text.valid_BS, image.start_BRD, image.valid_BS)
+        first = jnp.zeros((x_PSD.shape[0], 1), jnp.int32)
+        return self.encoder(x_PSD, valid_PS, first, keys[0])[:, 0].astype(jnp.float32)
+
+
+class JointFusion(OneStream):
     """Merged self-attention over words and patches (MAMO, arXiv 2210.04183; MLIM, arXiv 2109.12178).
 
     With encoders of depth 0 this is a single stream: BERT over embeddings of words and of patches.
@@ -70,7 +88,7 @@ class JointFusion(nnx.Module):
     drops = False
 
     def __init__(self, *, class_tokens: int, rngs: nnx.Rngs, **stack: Any):
-        self.stack = JointStack(**stack, rngs=rngs)
+        self.encoder = JointStack(**stack, rngs=rngs)
         self.class_tokens = class_tokens
 
     def image_side(self, image_BSD: jax.Array, visible: Positions | None = None) -> Side:
@@ -81,27 +99,15 @@ class JointFusion(nnx.Module):
 
     def fuse(self, image: Side, text: Side, keys: Keys = (None, None)) -> Fused:
         x_BSD, valid_BS = join(text.sequence_BSD, text.valid_BS, image.sequence_BSD, image.valid_BS)
-        body_BSD = self.stack.body(x_BSD, valid_BS, keys[0])
+        body_BSD = self.encoder.body(x_BSD, valid_BS, keys[0])
 
         def read(ids_BR):
-            return self.stack.last(body_BSD, valid_BS, ids_BR, keys[0])
+            return self.encoder.last(body_BSD, valid_BS, ids_BR, keys[0])
 
         return _JointFused(read, text.sequence_BSD.shape, image.sequence_BSD.shape[1], self.class_tokens)
 
-    def pair_image(self, image: Side, key: jax.Array | None = None) -> PairSide:
-        return PairSide(image.sequence_BSD, None, image.valid_BS)
 
-    def pair_text(self, text: Side, key: jax.Array | None = None) -> PairSide:
-        return PairSide(text.sequence_BSD, None, text.valid_BS)
-
-    def match(self, image: PairSide, text: PairSide, keys: Keys = (None, None)) -> jax.Array:
-        """pair_PD: the fused start token."""
-        x_PSD, valid_PS = join(text.start_BRD, text.valid_BS, image.start_BRD, image.valid_BS)
-        first = jnp.zeros((x_PSD.shape[0], 1), jnp.int32)
-        return self.stack(x_PSD, valid_PS, first, keys[0])[:, 0].astype(jnp.float32)
-
-
-class AutoencoderFusion(nnx.Module):
+class AutoencoderFusion(OneStream):
     """A masked autoencoder over both modalities (M3AE, Geng et al. 2022, arXiv 2205.14204).
 
     One encoder sees the visible words and patches only; one decoder sees its output at their places and a mask token
@@ -150,18 +156,6 @@ class AutoencoderFusion(nnx.Module):
             return self.from_decoder(self.decoder.last(body_BSD, valid_BS, ids_BR, keys[1]))
 
         return _JointFused(read, text.sequence_BSD.shape, image.sequence_BSD.shape[1], 0)
-
-    def pair_image(self, image: Side, key: jax.Array | None = None) -> PairSide:
-        return PairSide(image.sequence_BSD, None, image.valid_BS)
-
-    def pair_text(self, text: Side, key: jax.Array | None = None) -> PairSide:
-        return PairSide(text.sequence_BSD, None, text.valid_BS)
-
-    def match(self, image: PairSide, text: PairSide, keys: Keys = (None, None)) -> jax.Array:
-        """pair_PD: the encoder's output at the start token, nothing hidden."""
-        x_PSD, valid_PS = join(text.start_BRD, text.valid_BS, image.start_BRD, image.valid_BS)
-        first = jnp.zeros((x_PSD.shape[0], 1), jnp.int32)
-        return self.encoder(x_PSD, valid_PS, first, keys[0])[:, 0].astype(jnp.float32)
 
     def _slots(self, slots: nnx.Dict, encoded_BUD: jax.Array, side: Side) -> jax.Array:
         """The decoder's input: encoded positions at their places, the mask token at the others."""
