@@ -3,8 +3,9 @@
     python -m maskvlm_jax.ablate --config=configs/ablations.py:table=losses
 
 Each run is a command of its own (`maskvlm_jax.main`), shown in the log beside its workdir; several may run side by
-side, each on its share of the cores. A grid that was stopped goes on where it was by the same command: finished runs
-are read, those under way resume. `table.md`, `table.csv` and `plot.png` are written anew behind every run.
+side, each on its share of the cores, and share what they compile, under `compiled/`. A grid that was stopped goes on
+where it was by the same command: finished runs are read, those under way resume. `table.md`, `table.csv` and
+`plot.png` are written anew behind every run.
 """
 
 import contextlib
@@ -215,9 +216,11 @@ class Commands:
 
     Args:
         parallel: how many run at the same time at most.
+        compiled: the folder where they keep compiled programs for each other.
     """
 
-    def __init__(self, parallel: int):
+    def __init__(self, parallel: int, compiled: Path):
+        self._environment = {"JAX_COMPILATION_CACHE_DIR": str(compiled.absolute())} | os.environ
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self._shares: SimpleQueue[list[int]] = SimpleQueue()
         for part in range(parallel):
@@ -250,7 +253,7 @@ class Commands:
         with log.open("a") as file:
             file.write(" ".join(command) + "\n")
             file.flush()
-            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, env=self._environment, stdout=file, stderr=subprocess.STDOUT)
             self._live.add(process)
             try:
                 if cores:
@@ -291,7 +294,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """`task = ablate`."""
     workdir.mkdir(parents=True, exist_ok=True)
     _claim(config, workdir)
-    commands = Commands(config.parallel)
+    commands = Commands(config.parallel, workdir / "compiled")
     with commands.stopping():
         run_grid(config, workdir, commands, commands.stop)
     print((workdir / "table.md").read_text())

@@ -41,7 +41,7 @@ class Trainer:
 
 
 class FakeCommands(Trainer):
-    def __init__(self, parallel: int):
+    def __init__(self, parallel: int, compiled: Path):
         super().__init__()
 
     def stopping(self):
@@ -118,4 +118,4 @@ def test_a_folder_of_another_grid_is_refused_and_more_seeds_are_not(tmp_path, mo
 
 def test_a_run_that_fails_is_told_with_its_log(tmp_path):
     with pytest.raises(UserError, match=r"pretrain.log: error: there is no config key"):
-        ablate.Commands(1)(["--config=configs/pretrain.py", "--config.nothing=1"], tmp_path / "pretrain.log")
+        ablate.Commands(1, tmp_path)(["--config=configs/pretrain.py", "--config.nothing=1"], tmp_path / "pretrain.log")
