@@ -3,10 +3,12 @@
     python benchmarks/input_pipeline.py --data scenes
     python benchmarks/input_pipeline.py --data flickr8k --root data/flickr8k
     python benchmarks/input_pipeline.py --data jpeg --pictures 1000 --json
+    python benchmarks/input_pipeline.py --data jpeg --jpeg-size 256 341 --torch-python PYTHON
 
 `jpeg` stands for a set of photographs: it draws pictures of their size and reads them with the augmentation of
-`flickr8k`. Stages are timed inside the real `MakeExample`, in one process and one thread. Beside the clock's time there
-is the processor's own, which other jobs on the machine do not lengthen: that gives the rate of one core.
+`flickr8k`; an interpreter that has torch and torchvision reads them too, by `benchmarks/torch_loader.py`. Stages are
+timed inside the real `MakeExample`, in one process and one thread. Beside the clock's time there is the processor's
+own, which other jobs on the machine do not lengthen: that gives the rate of one core.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import contextlib
 import csv
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -38,7 +41,7 @@ from maskvlm_jax.data.sources import Source, open_source
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.errors import UserError
 
-JPEG_HEIGHT, JPEG_WIDTH, JPEG_QUALITY = 375, 500, 90
+JPEG_QUALITY = 90
 BATCHES = 32  # at least, in which a stream delivers the pictures
 ENDLESS = 1_000_000_000  # batches; the stream is closed before
 
@@ -89,13 +92,10 @@ class TimedSource:
 def time_stages(config: ConfigDict, source: Source, tokenizer: Tokenizer, pictures: int) -> dict[str, Seconds]:
     """Seconds of each stage over the first pictures, in the order of the pipeline."""
     stopwatch, files = Stopwatch(), config.data.source == "files"
-    # The random crop resizes too: only the one that is used is timed, so that no time counts twice.
-    whole = tuple(config.data.augment.crop_scale) == (1.0, 1.0)
     parts = [
         *([(transforms, "decode", "decode")] if files else []),
-        (transforms, "resize" if whole else "random_resized_crop", "crop and resize"),
+        (transforms, "resize", "resize"),
         (transforms, "rand_augment", "RandAugment"),
-        (transforms, "normalise", "normalise"),
         (tokenizer, "encode", "tokenise"),
         *((masking, name, "masks") for name in ("sample_image_mask", "sample_text_mask", "corrupt_tokens")),
     ]
@@ -151,7 +151,7 @@ def time_batches(stream: Iterator, batches: int) -> Seconds:
     return Seconds(time.perf_counter() - clock, time.process_time() - cpu)
 
 
-def write_photographs(folder: Path, pictures: int) -> None:
+def write_photographs(folder: Path, pictures: int, height: int, width: int) -> None:
     """Smooth colours with grain, whose JPEGs are about as long as those of photographs, and a caption file."""
     rng = np.random.default_rng(0)
     with (folder / "captions.csv").open("w", newline="") as file:
@@ -159,14 +159,14 @@ def write_photographs(folder: Path, pictures: int) -> None:
         rows.writerow(["image", "caption"])
         for i in range(pictures):
             name = f"{i:06d}.jpg"
-            (folder / name).write_bytes(_photograph(rng))
+            (folder / name).write_bytes(_photograph(rng, height, width))
             rows.writerow([name, f"a {rng.choice(['black', 'brown', 'white'])} dog runs over grass number {i}"])
 
 
-def _photograph(rng: np.random.Generator) -> bytes:
-    size = (JPEG_WIDTH, JPEG_HEIGHT)
+def _photograph(rng: np.random.Generator, height: int, width: int) -> bytes:
+    size = (width, height)
     colours = cv2.resize(rng.integers(256, size=(9, 12, 3)).astype(np.float32), size, interpolation=cv2.INTER_CUBIC)
-    grain = cv2.GaussianBlur(rng.normal(scale=30, size=(JPEG_HEIGHT, JPEG_WIDTH, 3)).astype(np.float32), (0, 0), 1)
+    grain = cv2.GaussianBlur(rng.normal(scale=30, size=(height, width, 3)).astype(np.float32), (0, 0), 1)
     pixels = np.clip(colours + grain, 0, 255).astype(np.uint8)
     return simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY, colorspace="RGB")
 
@@ -179,7 +179,7 @@ def make_config(args: argparse.Namespace, folder: Path) -> ConfigDict:
     """
     config = pretrain.get_config(f"size={args.size},data={'flickr8k' if args.data == 'jpeg' else args.data}")
     if args.data == "jpeg":
-        write_photographs(folder, args.pictures)
+        write_photographs(folder, args.pictures, *args.jpeg_size)
         config.data.update(root=str(folder), images="", captions="captions.csv")
         config.data.splits = ConfigDict()
     elif args.root:
@@ -226,7 +226,27 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "repeats": args.repeats,
         "stages": stages,
         "streams": streams,
+        "torch": [_run_torch(args, config, folder) for _ in range(args.repeats)] if args.torch_python else [],
     }
+
+
+def _run_torch(args: argparse.Namespace, config: ConfigDict, folder: Path) -> dict[str, Any]:
+    """What `torch_loader.py` prints about the same pictures, read by another interpreter."""
+    image, workers = config.model.image, map(str, args.workers)
+    shape = {
+        "size": image.image_size,
+        "patch": image.patch,
+        "cell": config.masking.image_cell,
+        "length": config.model.text.max_length,
+        "batch-size": config.batch_size,
+    }
+    script = Path(__file__).with_name("torch_loader.py")
+    command = [args.torch_python, script, folder, folder / "tokenizer" / "tokenizer.json", "--workers", *workers]
+    command += [f"--{name}={value}" for name, value in shape.items()]
+    process = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if process.returncode:
+        raise UserError(f"--torch-python {args.torch_python} failed: {process.stderr.strip().splitlines()[-1]}")
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def _median(repeats: list[Seconds], pictures: int) -> dict[str, float | None]:
@@ -247,6 +267,14 @@ def table(result: dict[str, Any]) -> str:
     for name, row in {**result["stages"], **streams}.items():
         values = (row["per_second"], row["per_core"], row["cpu_us"])
         lines.append(f"{name:32}" + "".join("           -" if v is None else f"{v:12,.0f}" for v in values))
+    for workers in result["torch"][0]["rates"] if result["torch"] else ():
+        rates = [run["rates"][workers] for run in result["torch"]]
+        values = [
+            None if rates[0][key] is None else statistics.median(rate[key] for rate in rates)
+            for key in ("per_second", "per_core")
+        ]
+        shown = "".join("           -" if v is None else f"{v:12,.0f}" for v in values)
+        lines.append(f"{f'torch DataLoader, {workers} workers':32}" + shown)
     return "\n".join(lines)
 
 
@@ -260,11 +288,15 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="of every measurement; the median is told")
     parser.add_argument("--threads", type=int, nargs="+", default=[0, 1, 2], help="of the stream")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="processes of the stream")
+    parser.add_argument("--jpeg-size", type=int, nargs=2, default=(375, 500), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--torch-python", default="", help="an interpreter with torch and torchvision; of jpeg alone")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     args.size = args.size or ("tiny" if args.data == "scenes" else "base")
     if min(args.pictures, args.repeats) < 1:
         parser.error("--pictures and --repeats must be 1 or more")
+    if args.torch_python and args.data != "jpeg":
+        parser.error("--torch-python reads the pictures of --data jpeg alone")
     host.quiet_libraries()
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ PROBES = (
 
 def get_config(arg: str = "") -> ConfigDict:
     """A grid; `arg` is the text after the colon."""
-    choice = common.parse_arg(arg, table=tuple(_TABLES), size=common.SIZES, data=common.DATA)
+    choice = common.parse_arg(arg, table=tuple(_TABLES), size=common.SIZES, data=common.DATA, mixed="data")
     config = ConfigDict()
     config.task = "ablate"
     config.name = f"{choice['table']}-{choice['size']}-{choice['data']}"

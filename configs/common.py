@@ -3,8 +3,11 @@
 from ml_collections import ConfigDict
 
 
-def parse_arg(arg: str, **allowed: tuple[str, ...]) -> dict[str, str]:
+def parse_arg(arg: str, *, mixed: str = "", **allowed: tuple[str, ...]) -> dict[str, str]:
     """Reads "key=value,key=value", the text after the colon of --config; the first allowed value is the default.
+
+    Args:
+        mixed: the key whose value may be several, joined by a plus: data=coco+vg.
 
     Raises:
         ValueError: an unknown key or value, naming those there are.
@@ -14,8 +17,9 @@ def parse_arg(arg: str, **allowed: tuple[str, ...]) -> dict[str, str]:
         key, _, value = item.partition("=")
         if key not in allowed:
             raise ValueError(f"--config has no structure {key!r}; choose among {', '.join(allowed)}")
-        if value not in allowed[key]:
-            raise ValueError(f"--config has no {key}={value}; choose among {', '.join(allowed[key])}")
+        for one in value.split("+") if key == mixed else [value]:
+            if one not in allowed[key]:
+                raise ValueError(f"--config has no {key}={one}; choose among {', '.join(allowed[key])}")
         chosen[key] = value
     return chosen
 
@@ -80,11 +84,29 @@ def set_size(config: ConfigDict, size: str) -> None:
     )
 
 
-DATA = ("scenes", "files", "flickr8k", "coco")
+DATA = ("scenes", "files", "flickr8k", "flickr30k", "coco", "vg", "sbu", "cc3m")
+DATA += ("array_record", "tfds", "webdataset", "parquet")
+# What a set of a mixture has of its own; the rest of `config.data` holds for all of them.
+SET_KEYS = ("source", "root", "split", "images", "captions", "splits", "image_key", "caption_key", "max_missing")
+SET_KEYS += ("scenes_seed", "limit")
 
 
-def data_block(name: str) -> ConfigDict:
-    """`config.data` of a named set."""
+def data_block(names: str) -> ConfigDict:
+    """`config.data` of a named set, or of a mixture of sets: "coco+vg+sbu+cc3m"."""
+    first, *others = names.split("+")
+    data = _set_block(first)
+    if others:
+        sets = {name: _set_block(name) for name in (first, *others)}
+        # How often each is drawn; all 0: by their sizes.
+        parts = {name: {key: block[key] for key in SET_KEYS} | {"weight": 0.0} for name, block in sets.items()}
+        data.mixture = ConfigDict(parts)
+        for key in SET_KEYS:
+            if key != "split":
+                del data[key]
+    return data
+
+
+def _set_block(name: str) -> ConfigDict:
     data = ConfigDict(
         {
             "source": "files",
@@ -92,9 +114,15 @@ def data_block(name: str) -> ConfigDict:
             "split": "train",
             "images": "",
             "captions": "",
-            "splits": {},  # split -> list of picture names; {} where the caption file holds the splits
+            # split -> list of picture names, {} where the caption file holds the splits; of webdataset and parquet the
+            # pattern of a split's shards.
+            "splits": {},
+            "image_key": "",  # of tfds and parquet: the feature or column that holds the picture; "" = found by type
+            "caption_key": "",  # of tfds, parquet and webdataset: the same of the caption
+            "mixture": {},
+            "clean": "none",  # none | albef: how captions are cleaned
             "max_missing": 0.05,  # share of a split's pictures that may be missing on disk
-            "max_broken": 0.05,  # share of the examples read that may be undecodable
+            "max_broken": 0.05,  # share of the examples read that may be broken
             "scenes_seed": 0,
             "limit": 0,  # train on the first pictures only; 0 = all
             "tokenizer": "",  # a local Hugging Face folder; "" = WordPiece trained on the training captions
@@ -136,21 +164,38 @@ def data_block(name: str) -> ConfigDict:
         data.root = "data/coco"
         data.captions = "dataset_coco.json"  # Karpathy's split; names each picture's folder
         data.workers = 8
+    elif name == "flickr30k":
+        data.root = "data/flickr30k"
+        data.images, data.captions = "flickr30k-images", "dataset_flickr30k.json"  # Karpathy's split
+    elif name == "vg":
+        data.root = "data/vg"
+        data.captions = "region_descriptions.json"  # image_data.json beside it names each picture's folder
+        data.workers = 8
+    elif name in ("sbu", "cc3m"):
+        data.root = f"data/{name}"
+        data.source, data.splits, data.workers = "webdataset", ConfigDict({"train": "*.tar"}), 8
+    elif name in ("webdataset", "parquet"):
+        ending = {"webdataset": "tar", "parquet": "parquet"}[name]
+        data.root, data.source = "data", name
+        data.splits = ConfigDict({split: f"{split}*.{ending}" for split in ("train", "val", "test")})
+    elif name in ("array_record", "tfds"):
+        data.root, data.source = "data", name
     return data
 
 
-def evaluation_block(name: str) -> ConfigDict:
-    """`config.evaluation` of a named set."""
+def evaluation_block(names: str) -> ConfigDict:
+    """`config.evaluation` of a named set; of a mixture, of its first."""
+    name = names.split("+")[0]
     return ConfigDict(
         {
-            "split": "val" if name in ("files", "flickr8k") else "test",  # of the final scores
+            "split": "test" if name in ("scenes", "coco", "flickr30k") else "val",  # of the final scores
             "during": "val",  # scored during training: picks the best checkpoint
             "also": ("novel",) if name == "scenes" else (),  # more splits that the final evaluation scores
             "limit": 0,  # first pictures only; 0 = all
             "captions_per_image": 1 if name == "scenes" else 0,  # 0 = all
             "batch_size": 128,
             "weights": "params",  # params | ema
-            "rerank_k": {"coco": 256, "flickr8k": 64}.get(name, 16),
+            "rerank_k": {"coco": 256, "flickr30k": 128, "flickr8k": 64}.get(name, 16),
             "rerank_score": "itm",  # itm (ALBEF) | itm+itc (BLIP)
             "match_images": 100,  # pictures that matching alone ranks, where there is no contrastive space
             "probe_limit": 1_000,  # pictures that the probes read

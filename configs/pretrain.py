@@ -2,6 +2,7 @@
 
     python -m maskvlm_jax.main --config=configs/pretrain.py                              # tiny, generated scenes, a CPU
     python -m maskvlm_jax.main --config=configs/pretrain.py:size=base,data=coco --config.data.root=FOLDER
+    python -m maskvlm_jax.main --config=configs/pretrain.py:size=base,data=coco+vg+sbu+cc3m
 
 The text after the colon picks structure (recipe, size, data), flags pick values: --config.optim.lr=1e-3.
 """
@@ -13,7 +14,7 @@ from configs import common, recipes
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config of a run; `arg` is the text after the colon."""
-    choice = common.parse_arg(arg, recipe=tuple(recipes.RECIPES), size=common.SIZES, data=common.DATA)
+    choice = common.parse_arg(arg, recipe=tuple(recipes.RECIPES), size=common.SIZES, data=common.DATA, mixed="data")
     size, data = choice["size"], choice["data"]
 
     config = ConfigDict()

@@ -161,6 +161,7 @@ def _check_choices(config: ConfigDict) -> None:
     ):
         if key.rsplit(".", 1)[1] in block:
             _check_choice(block, key, choices)
+    _check_choice(config.data, "data.clean", ("none", "albef"))
     _check_choice(config.evaluation, "evaluation.rerank_score", ("itm", "itm+itc"))
     _check_choice(config.evaluation, "evaluation.weights", ("params", "ema"))
     _check_choice(config.model.shared, "model.shared.remat", ("none", "dots", "full"))
@@ -253,16 +254,31 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def merge_evaluation(trained: ConfigDict, wanted: ConfigDict) -> ConfigDict:
-    """The config of a run with the values that an evaluation sets: data, evaluation and mesh."""
+    """The config of a run with the values that an evaluation sets: data, evaluation and mesh.
+
+    Raises:
+        UserError: values of one set for a run that was trained on a mixture of sets.
+    """
+    if trained.data.mixture and wanted.data.source is None:
+        given = [key for key in wanted.data if key not in trained.data and wanted.data[key] is not None]
+        if given:
+            raise UserError(
+                f"the run was trained on a mixture, which has no data.{given[0]}; name the set that is to be scored: "
+                "--config=configs/evaluate.py:data=NAME"
+            )
 
     def merge(block: ConfigDict, values: ConfigDict) -> None:
         for key, value in values.items():
             if isinstance(value, ConfigDict):
-                merge(block[key], value)
+                if value:
+                    block.setdefault(key, ConfigDict())
+                    merge(block[key], value)
             elif value is not None:
                 block[key] = value
 
     with trained.ignore_type(), trained.unlocked():
+        if wanted.data.source is not None:
+            trained.data.mixture, trained.data.splits = ConfigDict(), ConfigDict()
         for name in ("data", "evaluation", "mesh"):
             merge(trained[name], wanted[name])
     return trained

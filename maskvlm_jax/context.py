@@ -11,6 +11,7 @@ from flax import nnx
 
 from maskvlm_jax.models.fusion import Fused, Side
 from maskvlm_jax.models.layers import Positions
+from maskvlm_jax.models.vision import normalised
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.queue import Queue
 
@@ -90,6 +91,11 @@ class Context:
         visible_BL = self.batch["token_valid"] & ~self.batch["text_masked"]
         count = visible_token_capacity(visible_BL.shape[1], self._text_ratio)
         return self._once("visible_tokens", lambda: masked_positions(visible_BL, count))
+
+    @property
+    def pixels_BYXC(self) -> jax.Array:
+        """The normalised pictures: what the encoder reads and masked image modelling rebuilds."""
+        return normalised(self.batch["image"])
 
     # --- one modality ------------------------------------------------------------------------------------------------
 
@@ -208,7 +214,7 @@ class Context:
         return cache[view]
 
     def _encode_images(self, views: list[str]) -> list[jax.Array]:
-        image, masked, hidden_by = self.batch["image"], self.batch["image_masked"], self.vlm.image_encoder.hidden
+        image, masked, hidden_by = self.pixels_BYXC, self.batch["image_masked"], self.vlm.image_encoder.hidden
         key = self.key("image" + "".join(views))
         if hidden_by == "later":
             return [self.vlm.encode_image(image, None, None, key)] * len(views)

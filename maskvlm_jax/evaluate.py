@@ -59,7 +59,7 @@ class Evaluation:
             )
             if self._sets[split].broken:
                 broken = self._sets[split].broken
-                print(f"warning: {len(broken)} picture(s) of {split} cannot be decoded and are left out: {broken[0]}")
+                print(f"warning: {len(broken)} picture(s) of {split} cannot be used and are left out: {broken[0]}")
         return self._sets[split]
 
     def retrieval(self, params: Any, split: str, *, rerank: bool) -> Metrics:
@@ -109,11 +109,17 @@ class Evaluation:
             Image.fromarray(sheet).save(folder / f"{name}_{split}.png")
         return sheets
 
+    @property
+    def data_name(self) -> str:
+        """The kind of source that is scored; of a mixture the name of its first set."""
+        data = self._config.data
+        return next(iter(data.mixture)) if data.mixture else data.source
+
     def protocol(self, split: str) -> dict[str, Any]:
         """What a number must be quoted with."""
         data, options = self.data(split), self._config.evaluation
         return {
-            "source": self._config.data.source,
+            "source": self.data_name,
             "split": split,
             "data_sha256": data.fingerprint,
             "images": len(data.images),
@@ -208,11 +214,18 @@ def lineage_of(config: ConfigDict, workdir: Path, step: int, params: Any) -> dic
     return {
         "checkpoint": workdir.name,
         "run": config.name,
-        "trained_on": f"{config.data.source}/{config.data.split}",
+        "trained_on": _trained_on(config.data),
         "initialised_from": config.checkpoint or "random",
         "step": step,
         "parameters_sha256": train_step.parameters_sha256(params),
     }
+
+
+def _trained_on(data: ConfigDict) -> str:
+    """SOURCE/SPLIT; of a mixture the name and split of each set."""
+    if data.mixture:
+        return " + ".join(f"{name}/{part.split}" for name, part in data.mixture.items())
+    return f"{data.source}/{data.split}"
 
 
 def _choose_step(checkpoints: Checkpoints, folder: Path, wanted: str) -> int:

@@ -1,5 +1,6 @@
 """What a run starts from: its own checkpoint, another run's model, or nothing; and its tokenizer."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from maskvlm_jax import config as configs
 from maskvlm_jax import train_step
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import tokenizer as tokenizers
-from maskvlm_jax.data.sources import Source
+from maskvlm_jax.data.sources import Mixture, Source
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.pretrainer import objective_class
@@ -64,7 +65,7 @@ def restore_or_init(config: ConfigDict, checkpoints: Checkpoints, built: Any) ->
     if config.checkpoint:
         params = _initial_params(config, state.params, abstract.params)
         state = state._replace(params=params, ema=jax.tree.map(lambda x: x.copy(), params) if state.ema else {})
-    return state, {"seen": 0, "replaced": 0, "last_replaced": "", "best": -1.0, "best_step": 0}
+    return state, {"seen": 0, "replaced": 0, "broken": {}, "best": -1.0, "best_step": 0}
 
 
 def _initial_params(config: ConfigDict, params: Any, abstract: Any) -> Any:
@@ -93,12 +94,20 @@ def tokenizer(config: ConfigDict, source: Source, workdir: Path) -> Tokenizer:
             tokenizers.load(given)
             tokenizers.copy(given, folder)
         else:
-            pictures = range(min(len(source), config.data.limit or len(source), config.data.tokenizer_captions))
-            captions = (caption for i in pictures for caption in source.captions(i))
-            tokenizers.save(tokenizers.train_wordpiece(captions, config.model.text.vocab_size), folder)
+            tokenizers.save(tokenizers.train_wordpiece(_captions(config, source), config.model.text.vocab_size), folder)
     tokenizer = tokenizers.load(folder)
     _check_tokenizer(config, tokenizer)
     return tokenizer
+
+
+def _captions(config: ConfigDict, source: Source) -> Iterator[str]:
+    """The training captions that a tokenizer is made of."""
+    most = config.data.tokenizer_captions
+    if isinstance(source, Mixture):
+        pictures = source.first(most)
+    else:
+        pictures = range(min(len(source), config.data.limit or len(source), most))
+    return (caption for i in pictures for caption in source.captions(i))
 
 
 def _given_tokenizer(config: ConfigDict) -> str:

@@ -1,4 +1,4 @@
-"""Flags -> config -> pretrain | finetune | evaluate | ablate.
+"""Flags -> config -> pretrain | finetune | evaluate | ablate | prepare.
 
 python -m maskvlm_jax.main --config=configs/pretrain.py
 python -m maskvlm_jax.main --config=configs/pretrain.py:size=small,data=flickr8k --config.data.root=FOLDER
@@ -30,6 +30,7 @@ TASKS = {
     "finetune": "maskvlm_jax.train",
     "evaluate": "maskvlm_jax.evaluate",
     "ablate": "maskvlm_jax.ablate",
+    "prepare": "maskvlm_jax.prepare",
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -100,3 +101,12 @@ def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Global arrays from this process's rows."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def sum_over_processes(values: np.ndarray) -> np.ndarray:
+    """The sum of each process's uint64 array, modulo 2^64; every process must call it."""
+    if jax.process_count() == 1:
+        return values
+    # As halves: arrays of jax have 32 bits.
+    halves = multihost_utils.process_allgather(values.view(np.uint32))
+    return np.asarray(halves).view(np.uint64).sum(axis=0, dtype=np.uint64)

@@ -16,14 +16,14 @@ from maskvlm_jax import config as configs
 from maskvlm_jax import evaluate, host, initial, metrics, optim, sharding, train_step
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import batch as batches
-from maskvlm_jax.data import pipeline
-from maskvlm_jax.data.sources import Source, open_source
+from maskvlm_jax.data import ledger, pipeline
+from maskvlm_jax.data.sources import Source, open_source, open_training_source
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.errors import Stopped, UserError
 from maskvlm_jax.pretrainer import Pretrainer
 from maskvlm_jax.stopping import stopping_signals
 from maskvlm_jax.train_step import TrainState
-from maskvlm_jax.watch import StepWatch
+from maskvlm_jax.watch import StepWatch, broken_report
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -38,10 +38,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
     sharding.check_batch(config.evaluation.batch_size, 1, mesh)
-    source = open_source(config.data.to_dict(), config.data.split, config.model.image.image_size)
+    source = open_training_source(config.data.to_dict(), config.model.image.image_size)
     for split in (config.evaluation.during, config.evaluation.split):
         open_source(config.data.to_dict(), split, config.model.image.image_size)
-    pipeline.check_batch_size(source, config.batch_size, config.data.limit)
+    pipeline.check_batch_size(source, config.batch_size, config.data.get("limit", 0))
     _report(source)
     configs.claim_workdir(workdir, config)
     if _is_finished(workdir, config.steps):
@@ -119,7 +119,7 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
     progress = metrics.Progress(batch_size=config.batch_size, steps=config.steps)
     stream = _stream(config, source, tokenizer, start)
     _introduce(config, workdir, source, tokenizer, state)
-    watch = StepWatch(source, config.data.max_broken, told)
+    watch = StepWatch(source, config.data.max_broken, told, _ledger(config, source, told, start))
     with closing(checkpoints), closing(best), closing(writer), stopping_signals() as stop:
         for step in range(start + 1, config.steps + 1):
             clock = time.monotonic()
@@ -142,7 +142,7 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
                 host.release_memory_if_large()
             if due["checkpoint_every"] or due["eval_every"] or last or stop.signal:
                 watch.drain(progress)
-                checkpoints.save(state, watch.told)
+                checkpoints.save(state, watch.remember())
                 if stop.signal:
                     raise Stopped(stop.signal, step)
                 if due["eval_every"] and not last:
@@ -169,12 +169,13 @@ def _finish(config, workdir: Path, evaluation, state: TrainState, writer, best, 
     _evaluate(config, evaluation, state, config.steps, writer, best, told)
     print("final evaluation ...", flush=True)
     params = _weights(config, state)
-    lineage = evaluate.lineage_of(config, workdir, config.steps, params)
+    lineage = evaluate.lineage_of(config, workdir, config.steps, params) | {"stream": told["stream"]["rows"]}
     on_figure = lambda name, sheet: writer.figure(config.steps, name, sheet)  # noqa: E731
     result = evaluate.final_result(evaluation, config, params, folder=workdir, lineage=lineage, on_figure=on_figure)
     writer.write(config.steps, config.evaluation.split, result["metrics"])
-    if told["replaced"]:
-        print(f"{told['replaced']} broken picture(s) were replaced during training, the last {told['last_replaced']}")
+    if told["broken"]:
+        configs.write_json(workdir / "broken.json", told["broken"])
+        print(f"examples of the training data: {broken_report(told)}; all are in {workdir / 'broken.json'}")
     evaluate.show(result, workdir)
 
 
@@ -220,11 +221,32 @@ def _stream(config: ConfigDict, source: Source, tokenizer: Tokenizer, start: int
         seed=config.seed,
         start=start,
         stop=config.steps,
-        limit=config.data.limit,
+        limit=config.data.get("limit", 0),
         workers=config.data.workers,
         threads=config.data.threads,
         process=jax.process_index(),
         processes=jax.process_count(),
+    )
+
+
+def _ledger(config: ConfigDict, source: Source, told: Mapping[str, Any], start: int) -> ledger.Ledger:
+    """The count of what is read, going on from a checkpoint whose stream must be this one."""
+    total = 0
+    if "stream" in told:
+        order = pipeline.order(source, seed=config.seed, limit=config.data.get("limit", 0))
+        total = ledger.check(
+            told["stream"],
+            source=source.fingerprint,
+            step=start,
+            batch_size=config.batch_size,
+            order=order.__getitem__,
+        )
+    process, rows = jax.process_index(), config.batch_size // jax.process_count()
+    return ledger.Ledger(
+        source.fingerprint,
+        batch_size=config.batch_size,
+        first_row=process * rows,
+        total=0 if process else total,
     )
 
 

@@ -106,7 +106,7 @@ def test_input_pipeline_tells_the_rate_of_every_stage_and_stream(benchmark):
     process = pictures(benchmark, "--data", "scenes", "--threads", 0, 1, "--workers", 0, 1, "--json")
     assert process.returncode == 0, process.stderr
     result = json.loads(process.stdout)
-    assert list(result["stages"]) == ["draw", "crop and resize", "normalise", *TEXT_STAGES]
+    assert list(result["stages"]) == ["draw", "resize", *TEXT_STAGES]
     assert all(value > 0 for stage in result["stages"].values() for value in stage.values())
     assert [(row["workers"], row["threads"]) for row in result["streams"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert all(row["per_second"] > 0 for row in result["streams"])
@@ -119,7 +119,7 @@ def test_input_pipeline_prints_a_table_of_photographs(benchmark):
     title, head, *rows = process.stdout.splitlines()
     assert "16 pictures, 224 px" in title
     assert head.split() == ["pictures/s", "per", "core", "us/picture"]
-    names = ["read", "decode", "crop and resize", "RandAugment", "normalise", *TEXT_STAGES]
+    names = ["read", "decode", "resize", "RandAugment", *TEXT_STAGES]
     assert [row[:32].strip() for row in rows] == [*names, "stream, 0 workers, 1 threads"]
 
 

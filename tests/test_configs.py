@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from configs import common, evaluate, pretrain
 from maskvlm_jax import config as configs
 from maskvlm_jax import optim, sharding, train_step
+from maskvlm_jax.errors import UserError
 from maskvlm_jax.pretrainer import Pretrainer
 
 
@@ -44,7 +45,18 @@ def test_every_evaluation_config_builds(data):
     assert config.task == "evaluate"
     merged = configs.merge_evaluation(pretrain.get_config(), config)
     configs.check(merged)
-    assert merged.data.source == ("scenes" if data in ("run", "scenes") else "files")
+    assert merged.data.source == common.data_block("scenes" if data == "run" else data).source
+
+
+def test_a_run_on_a_mixture_is_scored_on_a_set_that_is_named():
+    trained = pretrain.get_config("data=coco+cc3m")
+    merged = configs.merge_evaluation(trained.copy_and_resolve_references(), evaluate.get_config("data=flickr30k"))
+    assert (merged.data.source, merged.data.captions, merged.data.mixture) == ("files", "dataset_flickr30k.json", {})
+    config = evaluate.get_config()
+    assert list(configs.merge_evaluation(trained.copy_and_resolve_references(), config).data.mixture) == ["coco", "cc3m"]
+    config.data.root = "elsewhere"
+    with pytest.raises(UserError, match=r"trained on a mixture, which has no data\.root; name the set"):
+        configs.merge_evaluation(trained, config)
 
 
 def test_base_is_the_paper_s_model():

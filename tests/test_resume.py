@@ -42,6 +42,7 @@ def finish(process: subprocess.Popen) -> int:
 def same_as_straight(workdir, straight) -> None:
     ours, theirs = result(workdir), result(straight)
     assert ours["protocol"]["parameters_sha256"] == theirs["protocol"]["parameters_sha256"]
+    assert ours["protocol"]["stream"] == theirs["protocol"]["stream"]
     assert ours["metrics"] == theirs["metrics"]
     steps = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     train = [line["step"] for line in steps if line["split"] == "train"]

@@ -1,7 +1,7 @@
 """The batch: the one contract between the host pipeline and the step.
 
     key            shape, type        meaning
-    image          B,Y,X,3 float32    augmented, normalised; also the target of masked image modelling
+    image          B,Y,X,3 uint8      augmented RGB; the device normalises it, and rebuilds it as it is here
     tokens         B,L int32          unmasked ids, start token first, padded
     tokens_masked  B,L int32          what the text encoder sees in the masked view
     token_valid    B,L bool           True = a real token
@@ -10,13 +10,15 @@
     pair_id        B,2 int32          hashes of picture and caption: where either is equal, not a negative
     example_valid  B bool             False = padding of a last evaluation batch
 
-The pipeline yields two more for the host alone: `index` (B int64, which example of the source) and `replaced` (B bool,
-True where that example's own picture could not be decoded and another's stands in for it).
+The pipeline yields two more for the host alone: `index` (B int64, which example of the source) and `replaced` (B int8,
+not 0 where that example is broken and another stands in for it: `pipeline.BROKEN[replaced]` says why).
 
-`pair_id` holds two hashes rather than one id so that a picture with one caption in common with a second, and another
-in common with a third, needs no look at the whole set: an example's ids are a function of that example alone.
+`pair_id` holds two hashes, of the picture's bytes and the caption's words, rather than one id so that a picture with
+one caption in common with a second, and another in common with a third, needs no look at the whole set: an example's
+ids are a function of that example alone.
 """
 
+import re
 import zlib
 from typing import TypedDict
 
@@ -24,8 +26,11 @@ import numpy as np
 
 from maskvlm_jax.data import masking
 from maskvlm_jax.data.tokenizer import Tokenizer
+from maskvlm_jax.data.transforms import IMAGENET_MEAN
 
 HOST_KEYS = ("index", "replaced")
+_WORDS = re.compile(r"\w+")
+MEAN_COLOUR = np.rint(np.array(IMAGENET_MEAN) * 255).astype(np.uint8)
 
 
 class Batch(TypedDict):
@@ -41,14 +46,29 @@ class Batch(TypedDict):
     example_valid: np.ndarray
 
 
-def hash_id(text: str) -> np.int32:
-    """A 32-bit hash of a text, the same on every machine."""
-    return np.uint32(zlib.crc32(text.encode())).astype(np.int32)
+def image_hash(image: bytes | np.ndarray) -> np.int32:
+    """A 32-bit hash of a picture as its source gives it: the same file under two names is one picture."""
+    return _hash(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image)
 
 
-def pair_id(example_id: str, caption: str) -> np.ndarray:
-    """(2,) int32: hashes of the picture's id and of the caption, upper and lower case alike."""
-    return np.array([hash_id(example_id), hash_id(" ".join(caption.lower().split()))], np.int32)
+def caption_hash(caption: str) -> np.int32:
+    """A 32-bit hash of a caption's words: case, punctuation and white space do not count."""
+    words = " ".join(_WORDS.findall(caption.lower())) or caption
+    return _hash(words.encode())
+
+
+def _hash(data: bytes | np.ndarray) -> np.int32:
+    return np.uint32(zlib.crc32(data)).astype(np.int32)
+
+
+def pair_id(image: np.int32, caption: str) -> np.ndarray:
+    """(2,) int32: the picture's hash and the caption's."""
+    return np.array([image, caption_hash(caption)], np.int32)
+
+
+def without_picture(image: np.ndarray) -> np.ndarray:
+    """Pictures (..., Y, X, 3) of the mean colour, in the place of `image`."""
+    return np.broadcast_to(MEAN_COLOUR, image.shape).copy()
 
 
 def text_fields(

@@ -1,12 +1,14 @@
-"""Caption files (CSV, JSONL, COCO JSON, Karpathy JSON) and split lists: text on disk to names and captions."""
+"""Caption files (CSV, JSONL, and the JSON of several data sets) and split lists: text on disk to names and captions."""
 
 import csv
 import io
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from maskvlm_jax.errors import UserError
 
@@ -29,13 +31,16 @@ def read_captions(path: Path) -> CaptionTable:
     """Reads a caption file, whose format is told by its ending and content.
 
     `.csv`, `.txt`: header `image,caption`, one row a caption. `.jsonl`: one object a line with `image` and `captions`
-    (a list) or `caption`. `.json`: COCO captions (`images`, `annotations`) or a Karpathy split (`images` that have
-    `split` and `sentences`; `restval` counts as `train`).
+    (a list) or `caption`. `.json`: COCO captions (`images`, `annotations`); a Karpathy split (`images` that have
+    `split` and `sentences`; `restval` counts as `train`); Visual Genome's region descriptions (a list of pictures with
+    `regions` that have a `phrase`), which need its `image_data.json` beside them; SBU's list (`image_urls`,
+    `captions`). A picture's name is the last part of its address, for Visual Genome the last two parts.
 
     Raises:
       UserError: the file is missing or malformed; the message names the row.
     """
-    parsers = {".csv": _parse_csv, ".txt": _parse_csv, ".jsonl": _parse_jsonl, ".json": _parse_json}
+    parsers = {".csv": _parse_csv, ".txt": _parse_csv, ".jsonl": _parse_jsonl}
+    parsers[".json"] = partial(_parse_json, folder=path.parent)
     ending = path.suffix.lower()
     if ending not in parsers:
         raise UserError(f"{path}: caption files end in {', '.join(parsers)}; rename or convert it")
@@ -78,8 +83,12 @@ def _parse_jsonl(text: str, file: str) -> CaptionTable:
     return CaptionTable(captions, {})
 
 
-def _parse_json(text: str, file: str) -> CaptionTable:
+def _parse_json(text: str, file: str, folder: Path) -> CaptionTable:
     document = _load_json(text, file)
+    if isinstance(document, list):
+        return _parse_visual_genome(document, file, folder / "image_data.json")
+    if isinstance(document, dict) and "image_urls" in document:
+        return _parse_sbu(document, file)
     images = _field(document, "images", list, file)
     if "annotations" in document:
         return _parse_coco(images, _field(document, "annotations", list, file), file)
@@ -114,6 +123,50 @@ def _parse_karpathy(images: list[Json], file: str) -> CaptionTable:
         sentences = _field(entry, "sentences", list, where)
         captions.setdefault(name, []).extend(_field(sentence, "raw", str, where) for sentence in sentences)
     return CaptionTable(captions, splits)
+
+
+def _parse_visual_genome(pictures: list[Json], file: str, image_data: Path) -> CaptionTable:
+    if not image_data.is_file():
+        raise UserError(f"{image_data}: no such file; {file} needs it for the names of its pictures, put it there")
+    data = _load_json(_read_text(image_data, "picture list"), image_data.name)
+    if not isinstance(data, list):
+        raise UserError(f"{image_data.name}: a JSON list is expected, not {type(data).__name__}")
+    names: dict[int | str, str] = {}
+    for where, entry in _rows(data, image_data.name):
+        key = _field(entry, "image_id", (int, str), where)
+        if key in names:
+            raise UserError(f"{where}: image_id {key!r} is used twice; give each picture an id of its own")
+        names[key] = _name_in_address(_field(entry, "url", str, where), where, parts=2)
+    captions: dict[str, list[str]] = {}
+    for where, entry in _rows(pictures, file):
+        regions = _field(entry, "regions", list, where)
+        key = _field(entry, "image_id" if "image_id" in entry else "id", (int, str), where)
+        if key not in names:
+            raise UserError(f"{where}: picture {key!r} is not in {image_data.name}; take both files of one release")
+        captions.setdefault(names[key], []).extend(_field(region, "phrase", str, where) for region in regions)
+    return CaptionTable(captions, {})
+
+
+def _parse_sbu(document: Json, file: str) -> CaptionTable:
+    addresses, written = _field(document, "image_urls", list, file), _field(document, "captions", list, file)
+    if len(addresses) != len(written):
+        raise UserError(f"{file}: {len(addresses)} image_urls but {len(written)} captions; take the file anew")
+    captions: dict[str, list[str]] = {}
+    for number, (address, caption) in enumerate(zip(addresses, written, strict=True), start=1):
+        where = f"{file} row {number}"
+        if not isinstance(address, str) or not isinstance(caption, str):
+            raise UserError(f"{where}: image_urls and captions must be strings")
+        captions.setdefault(_name_in_address(address, where, parts=1), []).append(caption)
+    return CaptionTable(captions, {})
+
+
+def _name_in_address(address: str, where: str, parts: int) -> str:
+    """The picture's name: the last parts of an address' path."""
+    try:
+        path = urlsplit(address).path
+    except ValueError as error:  # such as half an IPv6 address
+        raise UserError(f"{where}: {address!r} is not an address: {error}") from error
+    return _picture_name("/".join(path.split("/")[-parts:]), where)
 
 
 def _rows(entries: list[Json], file: str) -> Iterator[tuple[str, Json]]:
@@ -166,3 +219,39 @@ def read_split_list(path: Path) -> list[str]:
     """
     lines = _read_text(path, "split list").split("\n")
     return [_picture_name(line, f"{path.name} row {row}") for row, line in enumerate(lines, start=1) if line.strip()]
+
+
+def usable_captions(written: Iterable[Any]) -> list[str]:
+    """The captions among `written` with white space collapsed; what is empty or no text (bytes: UTF-8) is left out."""
+    captions = []
+    for caption in written:
+        try:
+            if isinstance(caption, str):
+                caption.encode()  # JSON can hold half of a surrogate pair, which no tokenizer takes
+            text = caption if isinstance(caption, str) else bytes.decode(caption)
+        except (TypeError, UnicodeError):
+            continue
+        captions.append(" ".join(text.split()))
+    return [caption for caption in captions if caption]
+
+
+def choose_column(columns: Mapping[str, bool], key: str, usual: tuple[str, ...], *, flag: str, where: str) -> str:
+    """The column `key`; where that is "", the first with a usual name, or the only one of a type that will do.
+
+    Args:
+      columns: every column, and whether it is of a type that will do.
+      flag: what sets `key`.
+
+    Raises:
+      UserError: no such column, or none that can be told from the others; the message lists them.
+    """
+    fitting = [name for name, fits in columns.items() if fits]
+    only = fitting[0] if len(fitting) == 1 else ""
+    chosen = key or next((name for name in usual if name in fitting), only)
+    if not fitting:
+        raise UserError(f"{where}: none of {', '.join(columns)} is of a type for {flag}; take another set")
+    if chosen not in fitting:
+        wrong = f"{key!r} is not there or of another type" if key else f"no name tells which is the {flag}"
+        there = f"there are {', '.join(columns)}"
+        raise UserError(f"{where}: {wrong}; set --config.data.{flag} to one of {', '.join(fitting)} ({there})")
+    return chosen

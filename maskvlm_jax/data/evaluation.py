@@ -18,15 +18,17 @@ class EvaluationSet:
     Attributes:
         images: (I, Y, X, 3) uint8, squashed to the model's size.
         ids: I names.
+        image_hashes: (I,) int32, `batch.image_hash` of each.
         captions: T texts; text: arrays (T, L) as in a batch; image_of_caption: (T,) int.
         image_masked: (I, N) bool, drawn once from the evaluation's seed.
         one_at_a_time: masks of both modalities are there, but only one is to be applied at a time.
-        broken: names of pictures that could not be decoded; they and their captions are left out.
+        broken: names of pictures that could not be decoded, or have no caption; they are left out.
         fingerprint: sha256 of the source.
     """
 
     images: np.ndarray
     ids: list[str]
+    image_hashes: np.ndarray
     captions: list[str]
     text: dict[str, np.ndarray]
     image_of_caption: np.ndarray
@@ -47,6 +49,7 @@ class EvaluationSet:
             self,
             images=self.images[:count],
             ids=self.ids[:count],
+            image_hashes=self.image_hashes[:count],
             captions=[caption for caption, kept in zip(self.captions, texts, strict=True) if kept],
             text={name: value[texts] for name, value in self.text.items()},
             image_of_caption=self.image_of_caption[texts],
@@ -56,7 +59,7 @@ class EvaluationSet:
     def other_pictures(self) -> np.ndarray:
         """(I,) int: for every picture another one that shares neither picture nor first caption with it."""
         count, first = len(self.images), self.first_captions
-        ids = np.stack([batches.pair_id(self.ids[i], self.captions[first[i]]) for i in range(count)])
+        ids = self._pair_ids(np.arange(count), first)
         others = (np.arange(count) + count // 2) % count
         for _ in range(count):
             clash = np.any(ids == ids[others], axis=1)
@@ -65,15 +68,17 @@ class EvaluationSet:
             others = np.where(clash, (others + 1) % count, others)
         return others
 
+    def _pair_ids(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        pairs = zip(self.image_hashes[images], texts, strict=True)
+        return np.stack([batches.pair_id(image, self.captions[text]) for image, text in pairs])
+
     def batch(self, images: np.ndarray, texts: np.ndarray, valid: np.ndarray) -> batches.Batch:
         """A batch of pictures `images` with captions `texts`, which need not belong together."""
         return {
-            "image": np.stack([transforms.normalise(self.images[i]) for i in images]),
+            "image": self.images[images],
             "image_masked": self.image_masked[images],
             **{name: value[texts] for name, value in self.text.items()},
-            "pair_id": np.stack(
-                [batches.pair_id(self.ids[i], self.captions[t]) for i, t in zip(images, texts, strict=True)]
-            ),
+            "pair_id": self._pair_ids(images, texts),
             "example_valid": valid,
         }
 
@@ -103,12 +108,15 @@ def load_evaluation(
         limit: first pictures only; 0 = all.
         captions_per_image: first captions only; 0 = all.
     """
-    images, ids, captions, text, image_of_caption, image_masked, broken = [], [], [], [], [], [], []
+    images, ids, hashes, captions, text, image_of_caption, image_masked, broken = [], [], [], [], [], [], [], []
     for index in range(min(limit, len(source)) if limit else len(source)):
         example = source[index]
         try:
             pixels = transforms.decode(example["image"], min_size=image_size)
         except transforms.DecodeError:
+            broken.append(example["id"])
+            continue
+        if not example["captions"]:
             broken.append(example["id"])
             continue
         rng = np.random.Generator(np.random.Philox(key=[seed, index]))
@@ -126,11 +134,13 @@ def load_evaluation(
         ]
         images.append(transforms.resize(pixels, size=image_size))
         ids.append(example["id"])
+        hashes.append(batches.image_hash(example["image"]))
     if not images:
-        raise UserError(f"no picture of the evaluation split can be decoded; the first is {broken[0]}")
+        raise UserError(f"no picture of the evaluation split can be used; the first is {broken[0]}")
     return EvaluationSet(
         images=np.stack(images),
         ids=ids,
+        image_hashes=np.array(hashes, np.int32),
         captions=captions,
         text={name: np.stack([fields[name] for fields in text]) for name in text[0]},
         image_of_caption=np.array(image_of_caption),

@@ -13,11 +13,14 @@ from absl import flags
 
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import masking, transforms
-from maskvlm_jax.data.sources import Source
+from maskvlm_jax.data.mixing import Interleaving
+from maskvlm_jax.data.sources import Mixture, Source
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.errors import UserError
 
 REPLACEMENT_TRIES = 100
+# What `replaced` counts: 0 is not broken.
+BROKEN = ("", "unreadable", "not a picture", "too large", "no caption")
 
 
 class MakeExample(grain.transforms.RandomMap):
@@ -51,7 +54,7 @@ class MakeExample(grain.transforms.RandomMap):
 
     def random_map(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """All arrays of one example; one caption of the picture's several is drawn, so one an epoch."""
-        index, pixels, example = self._decodable(int(element))
+        example, pixels, replaced = self._usable(int(element), rng)
         caption = example["captions"][int(rng.integers(len(example["captions"])))]
         image = self._augmented(pixels, caption, rng)
         options = masking.sample_ratios(rng, self._masking)
@@ -59,7 +62,8 @@ class MakeExample(grain.transforms.RandomMap):
             rng, self._grid, cell=options["image_cell"], ratio=options["image_ratio"]
         )
         text = batches.text_fields(caption, self._tokenizer, rng, max_length=self._max_length, options=options)
-        image, text, pair_id = self._dropped(image, text, batches.pair_id(example["id"], caption), rng)
+        pair_id = batches.pair_id(batches.image_hash(example["image"]), caption)
+        image, text, pair_id = self._dropped(image, text, pair_id, rng)
         return {
             "image": image,
             **text,
@@ -67,7 +71,7 @@ class MakeExample(grain.transforms.RandomMap):
             "pair_id": pair_id,
             "example_valid": np.bool_(True),
             "index": np.int64(element),
-            "replaced": np.bool_(index != element),
+            "replaced": np.int8(replaced),
         }
 
     def _dropped(
@@ -79,41 +83,42 @@ class MakeExample(grain.transforms.RandomMap):
         """
         drawn = rng.random() if self._modality_dropout else 1.0
         if drawn < self._modality_dropout / 2:
-            return np.zeros_like(image), text, np.array([0, pair_id[1]], np.int32)
+            return batches.without_picture(image), text, np.array([0, pair_id[1]], np.int32)
         if drawn < self._modality_dropout:
             return image, batches.without_words(text), np.array([pair_id[0], 0], np.int32)
         return image, text, pair_id
 
-    def _decodable(self, element: int) -> tuple[int, np.ndarray, dict]:
-        """The example, or where its picture is broken the next one that is not: the same on every machine."""
-        for step in range(min(REPLACEMENT_TRIES, len(self._source))):
-            index = (element + step) % len(self._source)
-            example = self._source[index]
-            try:
-                return index, transforms.decode(example["image"], min_size=self._decode_size()), example
-            except transforms.DecodeError as error:
-                reason = f"{example['id']}: {error}"
-        raise UserError(f"no picture can be decoded among {step + 1} in a row, the last is {reason}")
+    def _usable(self, element: int, rng: np.random.Generator) -> tuple[dict, np.ndarray, int]:
+        """The example, a crop of its picture, and 0; where it is broken the next one that is not, and why.
 
-    def _decode_size(self) -> int:
-        """Smallest side at which a crop of the least area still has `image_size` pixels."""
-        return int(self._image_size / self._augment["crop_scale"][0] ** 0.5)
+        Which one stands in is the same on every machine; the number is a place in `BROKEN`.
+        """
+        replaced = 0
+        for step in range(min(REPLACEMENT_TRIES, len(self._source))):
+            example = self._source[(element + step) % len(self._source)]
+            try:
+                if not example["captions"]:
+                    raise transforms.DecodeError("it has no caption", "no caption")
+                return example, self._cropped(example["image"], rng), replaced
+            except transforms.DecodeError as error:
+                reason, replaced = f"{example['id']}: {error}", replaced or BROKEN.index(error.kind)
+        raise UserError(f"no example can be used among {step + 1} in a row, the last is {reason}")
+
+    def _cropped(self, image: bytes | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        scale, size = tuple(self._augment["crop_scale"]), self._image_size
+        if scale == (1.0, 1.0):
+            return transforms.resize(transforms.decode(image, min_size=size), size=size)
+        return transforms.random_resized_crop(image, rng, size=size, scale=scale)
 
     def _augmented(self, pixels: np.ndarray, caption: str, rng: np.random.Generator) -> np.ndarray:
         augment = self._augment
-        if tuple(augment["crop_scale"]) == (1.0, 1.0):
-            pixels = transforms.resize(pixels, size=self._image_size)
-        else:
-            pixels = transforms.random_resized_crop(
-                pixels, rng, size=self._image_size, scale=tuple(augment["crop_scale"])
-            )
         if augment["flip"] and rng.random() < 0.5 and transforms.may_flip(caption):
             pixels = transforms.hflip(pixels)
         if augment["randaugment_ops"]:
             pixels = transforms.rand_augment(
                 pixels, rng, num_ops=augment["randaugment_ops"], magnitude=augment["randaugment_magnitude"]
             )
-        return transforms.normalise(pixels)
+        return pixels
 
 
 def check_batch_size(source: Source, batch_size: int, limit: int) -> int:
@@ -128,6 +133,24 @@ def check_batch_size(source: Source, batch_size: int, limit: int) -> int:
             f"batch_size {batch_size} is larger than the data, {examples} examples; lower --config.batch_size"
         )
     return examples
+
+
+def order(source: Source, *, seed: int, limit: int) -> grain.MapDataset:
+    """Position in the stream -> number of the example, without end.
+
+    Every epoch of a source, or of a part of a mixture, is a new random order of it.
+
+    Args:
+        limit: the first `limit` examples only, 0 = all; a mixture has a limit for each part.
+    """
+
+    def shuffled(examples: range, seed: int) -> grain.MapDataset:
+        return grain.MapDataset.range(examples.start, examples.stop).seed(seed).shuffle().repeat(None)
+
+    if isinstance(source, Mixture):
+        parts = [shuffled(examples, seed + part) for part, examples in enumerate(source.ranges)]
+        return grain.MapDataset.select_from_datasets(parts, Interleaving(source.weights, seed)).seed(seed)
+    return shuffled(range(min(limit, len(source)) if limit else len(source)), seed)
 
 
 def train_stream(
@@ -148,17 +171,17 @@ def train_stream(
 
     Args:
         batch_size: global.
-        limit: train on the first `limit` examples only; 0 = all.
+        limit: see `order`.
         workers: processes that prepare batches; 0 = threads of this one.
         threads: that read ahead in each worker.
 
     Raises:
         UserError: a batch larger than the data, or one that the processes cannot share.
     """
-    examples = check_batch_size(source, batch_size, limit)
+    check_batch_size(source, batch_size, limit)
     if batch_size % processes:
         raise UserError(f"batch_size {batch_size} is not divisible by {processes} processes")
-    stream = grain.MapDataset.range(examples).seed(seed).shuffle().repeat(None).random_map(make_example)
+    stream = order(source, seed=seed, limit=limit).random_map(make_example)
     stream = stream.batch(batch_size // processes, drop_remainder=True)[process::processes]
     stream = stream[start:stop].to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
     if workers:

@@ -1,9 +1,14 @@
-"""Opens the source that a config names."""
+"""Opens the sources that a config names: one set, or a mixture of several."""
 
+import bisect
+import hashlib
+import itertools
+import math
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Protocol
 
-from maskvlm_jax.data.files import Files
-from maskvlm_jax.data.scenes import Scenes
+from maskvlm_jax.data import captions as cleaning
 from maskvlm_jax.errors import UserError
 
 
@@ -11,8 +16,11 @@ class Source(Protocol):
     """Random access to captioned pictures.
 
     `source[i]` is {"id": str, "image": encoded bytes or HxWx3 uint8 RGB, "captions": [str, ...]} and whatever ground
-    truth there is. `id(i)` and `captions(i)` answer without drawing or reading the picture. `report` counts what was
+    truth there is. `id(i)` and `captions(i)` answer without drawing or decoding the picture. A picture that cannot be
+    read is b"", an example without a caption has []: the stream puts another in its place. `report` counts what was
     skipped when the source was opened; `fingerprint` is a sha256 of which examples and captions it holds.
+
+    A source is pickled into worker processes and read by several threads at once.
     """
 
     report: dict[str, int]
@@ -26,15 +34,50 @@ class Source(Protocol):
     def fingerprint(self) -> str: ...
 
 
-def open_source(data: dict, split: str, image_size: int) -> Source:
-    """The source of `config.data` for one split.
+SOURCES = ("scenes", "files", "array_record", "tfds", "webdataset", "parquet")
+
+
+def open_source(data: Mapping[str, Any], split: str, image_size: int) -> Source:
+    """A split of the set that `config.data` names; of a mixture, of its first set.
 
     Raises:
         UserError: an unknown kind of source, or whatever the source finds wrong.
     """
-    if data["source"] == "scenes":
+    data = _parts(data)[0][1]
+    return cleaning.Cleaned(_open(data, split, image_size), data["clean"])
+
+
+def open_training_source(data: Mapping[str, Any], image_size: int) -> Source:
+    """What `config.data` trains on: its split `data.split`, or a `Mixture` of its sets, each with its own."""
+    if not data["mixture"]:
+        return open_source(data, data["split"], image_size)
+    parts = []
+    for name, part in _parts(data):
+        try:
+            source = open_source(part, part["split"], image_size)
+        except UserError as error:  # which names flags of a set that is not in a mixture
+            told = str(error).replace("--config.data.", f"--config.data.mixture.{name}.")
+            raise UserError(f"{name}: {told}") from error
+        parts.append((name, source, part["weight"], part["limit"]))
+    return Mixture(parts)
+
+
+def _parts(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(name, `config.data` with that set's own values) of each set; one named "" where there is no mixture."""
+    if not data["mixture"]:
+        return [("", data)]
+    return [(name, {**data, **part, "mixture": {}}) for name, part in data["mixture"].items()]
+
+
+def _open(data: Mapping[str, Any], split: str, image_size: int) -> Source:
+    kind = data["source"]
+    if kind == "scenes":
+        from maskvlm_jax.data.scenes import Scenes
+
         return Scenes(split=split, image_size=image_size, seed=data["scenes_seed"])
-    if data["source"] == "files":
+    if kind == "files":
+        from maskvlm_jax.data.files import Files
+
         return Files(
             root=data["root"],
             images=data["images"],
@@ -43,4 +86,94 @@ def open_source(data: dict, split: str, image_size: int) -> Source:
             splits=dict(data["splits"]) or None,
             max_missing=data["max_missing"],
         )
-    raise UserError(f"there is no data source {data['source']!r}; choose scenes or files")
+    if kind == "array_record":
+        from maskvlm_jax.data.records import ArrayRecords
+
+        return ArrayRecords(root=data["root"], split=split)
+    keys = {"caption_key": data["caption_key"]}
+    if kind == "tfds":
+        from maskvlm_jax.data.tfds import Tfds
+
+        return Tfds(root=data["root"], split=split, image_key=data["image_key"], **keys)
+    if kind == "webdataset":
+        from maskvlm_jax.data.webdataset import WebDataset
+
+        return WebDataset(root=data["root"], shards=_shards(data, split), **keys)
+    if kind == "parquet":
+        from maskvlm_jax.data.parquet import Parquet
+
+        return Parquet(root=data["root"], shards=_shards(data, split), image_key=data["image_key"], **keys)
+    raise UserError(f"there is no data source {kind!r}; choose among {', '.join(SOURCES)}")
+
+
+def _shards(data: Mapping[str, Any], split: str) -> str:
+    """The pattern of a split's shards, `data.splits[split]`."""
+    if split not in data["splits"]:
+        there = ", ".join(sorted(data["splits"])) or "none"
+        raise UserError(f"data.splits has no shards of split {split!r}, only {there}; set --config.data.splits.{split}")
+    return data["splits"][split]
+
+
+class Mixture:
+    """Several sources one behind the other; how often the stream draws from each is given by weights.
+
+    Args:
+        parts: (name, source, weight, limit) of each: only its first `limit` examples are drawn, 0 = all; all weights 0
+            draw every example equally often.
+
+    Raises:
+        UserError: a negative weight, or some weights of 0 and some not.
+    """
+
+    def __init__(self, parts: list[tuple[str, Source, float, int]]):
+        self._names, self._sources, weights, limits = zip(*parts, strict=True)
+        lengths = [len(source) for source in self._sources]
+        self._starts = [0, *itertools.accumulate(lengths)]
+        self.sizes = [min(length, limit or length) for length, limit in zip(lengths, limits, strict=True)]
+        if any(weight < 0 for weight in weights) or (any(weights) and not all(weights)):
+            told = ", ".join(f"{name} {weight}" for name, weight in zip(self._names, weights, strict=True))
+            raise UserError(
+                f"the weights of a mixture are {told}; give each a positive one, or 0 to all to draw by their sizes"
+            )
+        self.weights = list(weights) if any(weights) else [float(size) for size in self.sizes]
+        self.report = {
+            f"{name}: {reason}": count
+            for name, source in zip(self._names, self._sources, strict=True)
+            for reason, count in source.report.items()
+        }
+
+    @property
+    def ranges(self) -> list[range]:
+        """The example numbers that each part's draws come from."""
+        return [range(start, start + size) for start, size in zip(self._starts, self.sizes, strict=False)]
+
+    def first(self, count: int) -> list[int]:
+        """About `count` example numbers, the first of each part in proportion to the parts' sizes."""
+        share = min(1.0, count / sum(self.sizes))
+        return [index for part in self.ranges for index in part[: math.ceil(share * len(part))]]
+
+    def _at(self, index: int) -> tuple[str, Source, int]:
+        part = bisect.bisect_right(self._starts, index) - 1
+        return self._names[part], self._sources[part], index - self._starts[part]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name, source, local = self._at(index)
+        example = source[local]
+        return example | {"id": f"{name}/{example['id']}"}
+
+    def id(self, index: int) -> str:
+        name, source, local = self._at(index)
+        return f"{name}/{source.id(local)}"
+
+    def captions(self, index: int) -> list[str]:
+        _, source, local = self._at(index)
+        return source.captions(local)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the parts' names and fingerprints."""
+        parts = zip(self._names, self._sources, strict=True)
+        return hashlib.sha256("".join(f"{name} {source.fingerprint}\n" for name, source in parts).encode()).hexdigest()

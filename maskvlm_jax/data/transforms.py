@@ -1,9 +1,9 @@
-"""Pictures on the host: decoding, cropping, resizing, flipping and normalising, in NumPy and OpenCV."""
+"""Pictures on the host: decoding, cropping, resizing and flipping, in NumPy and OpenCV; 8-bit throughout."""
 
 import io
 import math
 import re
-from functools import lru_cache
+import warnings
 
 import cv2
 import numpy as np
@@ -20,12 +20,15 @@ __all__ = [
     "denormalise",
     "hflip",
     "may_flip",
-    "normalise",
+    "picture_size",
     "rand_augment",
     "random_resized_crop",
     "resize",
     "sample_crop_box",
 ]
+
+# Pillow warns of what `MAX_PIXELS` refuses.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # Pictures are prepared by one process a core; OpenCV's own threads would only compete with the other processes.
 cv2.setNumThreads(0)
@@ -41,17 +44,60 @@ _SIDE_WORDS = re.compile(r"\b(left|right)(most|wards?|-?hand(ed)?)?\b", re.IGNOR
 
 
 class DecodeError(ValueError):
-    """The bytes are not a picture that can be decoded, or it is too large."""
+    """The bytes are not a picture that can be decoded, or it is too large.
+
+    Attributes:
+      kind: what is wrong, in few words: "unreadable", "not a picture" or "too large".
+    """
+
+    def __init__(self, message: str, kind: str = "not a picture"):
+        super().__init__(message)
+        self.kind = kind
 
 
-def decode(image: bytes | np.ndarray, *, min_size: int = 0) -> np.ndarray:
+def picture_size(image: bytes | np.ndarray) -> tuple[int, int]:
+    """(height, width) in pixels that `decode` would give at full scale; of encoded pictures the header alone is read.
+
+    Raises:
+      DecodeError: as `decode`; data that are damaged behind a sound header are not noticed.
+    """
+    if isinstance(image, np.ndarray):
+        return _check_array(image).shape[:2]
+    if not image:
+        raise DecodeError("the file is empty or cannot be read", "unreadable")
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(image)
+        turned = _jpeg_orientation(image) >= 5
+    except ValueError:
+        height, width, turned = _any_size(image)
+    _check_pixel_count(height, width)
+    return (width, height) if turned else (height, width)
+
+
+def _any_size(image: bytes) -> tuple[int, int, bool]:
+    """(height, width, whether EXIF turns it by a quarter) of a picture that is no plain JPEG."""
+    try:
+        with Image.open(io.BytesIO(image)) as picture:
+            return picture.height, picture.width, _orientation(picture) >= 5
+    except Exception as error:
+        raise _decode_error(error) from error
+
+
+def _decode_error(error: Exception) -> DecodeError:
+    """What Pillow raised, told as ours: its plug-ins raise whatever their parsing ran into, not only OSError."""
+    if isinstance(error, Image.DecompressionBombError):
+        return DecodeError(f"a picture over the limit of {MAX_PIXELS} pixels", "too large")
+    return DecodeError(f"the picture cannot be decoded: {error}")
+
+
+def decode(image: bytes | np.ndarray, *, min_size: int | tuple[int, int] = 0) -> np.ndarray:
     """Decodes a picture to RGB; transparent parts become white, 16-bit values are scaled, EXIF rotation is applied.
 
     Args:
       image: encoded picture (of an animation the first frame is taken), or a uint8 (height, width, 3) array, which is
         returned as it is.
-      min_size: where positive, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides stay at
-        least this long in pixels; much cheaper for large photographs.
+      min_size: (height, width), or one number for both: where positive, a JPEG may be decoded at 1/2, 1/4 or 1/8 of
+        its size as long as its sides stay at least this long in pixels; much cheaper for large photographs.
 
     Returns:
       uint8 (height, width, 3), C-contiguous.
@@ -62,9 +108,10 @@ def decode(image: bytes | np.ndarray, *, min_size: int = 0) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return _check_array(image)
     if not image:
-        raise DecodeError("the file is empty or cannot be read")
-    pixels = _decode_plain_jpeg(image, min_size)
-    return _decode_any(image, min_size) if pixels is None else pixels
+        raise DecodeError("the file is empty or cannot be read", "unreadable")
+    height, width = (min_size, min_size) if isinstance(min_size, int) else min_size
+    pixels = _decode_plain_jpeg(image, height, width)
+    return _decode_any(image, max(height, width)) if pixels is None else pixels
 
 
 def _check_array(image: np.ndarray) -> np.ndarray:
@@ -73,29 +120,29 @@ def _check_array(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _decode_plain_jpeg(image: bytes, min_size: int) -> np.ndarray | None:
+def _decode_plain_jpeg(image: bytes, min_height: int, min_width: int) -> np.ndarray | None:
     """Decodes a sound, upright grey or colour JPEG; None leaves everything else to Pillow."""
     try:
         height, width, colour_space, _ = simplejpeg.decode_jpeg_header(image)
         _check_pixel_count(height, width)
-        if colour_space not in ("RGB", "YCbCr", "Gray") or _is_rotated(image):
+        if colour_space not in ("RGB", "YCbCr", "Gray") or _jpeg_orientation(image) != 1:
             return None
         # A factor of at least 2, as scales such as 7/8 have no vector code: slower to decode than the full size.
-        return simplejpeg.decode_jpeg(image, min_height=min_size, min_width=min_size, min_factor=2)
+        return simplejpeg.decode_jpeg(image, min_height=min_height, min_width=min_width, min_factor=2)
     except DecodeError:
         raise
     except ValueError:
         return None
 
 
-def _is_rotated(image: bytes) -> bool:
+def _jpeg_orientation(image: bytes) -> int:
     # Most JPEGs have no EXIF block; the search for its mark costs a hundredth of what decoding does.
     if b"Exif\0\0" not in image:
-        return False
+        return 1
     try:
-        return _orientation(Image.open(io.BytesIO(image))) != 1
+        return _orientation(Image.open(io.BytesIO(image)))
     except OSError:  # Pillow is stricter about headers than libjpeg-turbo.
-        return False
+        return 1
 
 
 def _orientation(image: Image.Image) -> int:
@@ -115,13 +162,15 @@ def _decode_any(image: bytes, min_size: int) -> np.ndarray:
             return np.array(_to_rgb(upright))
     except DecodeError:
         raise
-    except Exception as error:  # Pillow's plug-ins raise whatever their parsing ran into, not only OSError.
-        raise DecodeError(f"the picture cannot be decoded: {error}") from error
+    except Exception as error:
+        raise _decode_error(error) from error
 
 
 def _check_pixel_count(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
-        raise DecodeError(f"a picture of {width} x {height} pixels is over the limit of {MAX_PIXELS} pixels")
+        raise DecodeError(
+            f"a picture of {width} x {height} pixels is over the limit of {MAX_PIXELS} pixels", "too large"
+        )
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -178,16 +227,26 @@ def sample_crop_box(
 
 
 def random_resized_crop(
-    image: np.ndarray,
+    image: bytes | np.ndarray,
     rng: np.random.Generator,
     *,
     size: int,
     scale: tuple[float, float] = (0.2, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
-    """Cuts out a box drawn by `sample_crop_box` and resizes it to uint8 (size, size, 3)."""
-    top, left, height, width = sample_crop_box(*image.shape[:2], rng, scale=scale, ratio=ratio)
-    return resize(image[top : top + height, left : left + width], size=size)
+    """Decodes a picture, cuts out a box drawn by `sample_crop_box` and resizes it to uint8 (size, size, 3).
+
+    The box is drawn first: a JPEG whose box has more pixels than are asked for is decoded at a smaller scale.
+
+    Raises:
+      DecodeError: as `decode`.
+    """
+    full_height, full_width = picture_size(image)
+    top, left, height, width = sample_crop_box(full_height, full_width, rng, scale=scale, ratio=ratio)
+    pixels = decode(image, min_size=(-(-size * full_height // height), -(-size * full_width // width)))
+    rows, columns = pixels.shape[0] / full_height, pixels.shape[1] / full_width
+    bottom, right = round((top + height) * rows), round((left + width) * columns)
+    return resize(pixels[round(top * rows) : bottom, round(left * columns) : right], size=size)
 
 
 def resize(image: np.ndarray, *, size: int) -> np.ndarray:
@@ -212,23 +271,7 @@ def hflip(image: np.ndarray) -> np.ndarray:
     return cv2.flip(image, 1)
 
 
-def normalise(
-    image: np.ndarray, *, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
-) -> np.ndarray:
-    """Maps uint8 (height, width, 3) to float32 (image / 255 - mean) / std, channel by channel."""
-    return cv2.LUT(image, _normalising_table(tuple(mean), tuple(std)))
-
-
-@lru_cache(maxsize=8)
-def _normalising_table(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    # One look-up a value takes a quarter of the time of float arithmetic on whole pictures.
-    table = (np.arange(256)[:, None] / 255 - np.asarray(mean)) / np.asarray(std)
-    return table.astype(np.float32)[None]
-
-
-def denormalise(
-    image: np.ndarray, *, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
-) -> np.ndarray:
-    """Inverse of `normalise` for figures: (..., 3) to uint8, values out of range clipped."""
-    values = (np.asarray(image, np.float32) * np.float32(std) + np.float32(mean)) * 255
+def denormalise(image: np.ndarray) -> np.ndarray:
+    """Normalised pixels, (image / 255 - mean) / std of ImageNet, to uint8 (..., 3); values out of range are clipped."""
+    values = (np.asarray(image, np.float32) * np.float32(IMAGENET_STD) + np.float32(IMAGENET_MEAN)) * 255
     return np.rint(np.clip(values, 0, 255)).astype(np.uint8)

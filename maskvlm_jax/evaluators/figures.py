@@ -62,7 +62,7 @@ def _rebuilt_patches(predictor: Predictor, batch: dict[str, np.ndarray]) -> tupl
     count = batch["image_masked"].shape[1]
     feature_BND = feature_BSD[:, feature_BSD.shape[1] - count :]
     feature_BND = feature_BND / np.linalg.norm(feature_BND, axis=-1, keepdims=True)
-    patches_BN = _cut(transforms.denormalise(batch["image"]), count)
+    patches_BN = _cut(batch["image"], count)
     chosen = []
     for i, pred_MD in enumerate(pred_BMD):
         # Padding repeats a picture, whose own patches must not be candidates.

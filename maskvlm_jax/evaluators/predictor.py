@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from maskvlm_jax import sharding
 from maskvlm_jax.models.fusion import PairSide
+from maskvlm_jax.models.vision import normalised
 from maskvlm_jax.objectives.masked_image import masked_patch_target
 
 Arrays = Mapping[str, np.ndarray]
@@ -26,7 +27,7 @@ class Functions:
 
         def encode_image(params, image_BYXC):
             vlm = model(params).vlm
-            image_BSD = vlm.encode_image(image_BYXC)
+            image_BSD = vlm.encode_image(normalised(image_BYXC))
             return image_BSD, vlm.embed_image(image_BSD) if vlm.embed else image_BSD[:, 0, :0]
 
         def encode_text(params, tokens_BL, valid_BL):
@@ -59,7 +60,7 @@ class Functions:
             ctx = pretrainer.context(batch)
             pred_BMF, positions = pretrainer.objectives["masked_image"].predict(ctx)
             patch = pretrainer.vlm.image_encoder.patch
-            return pred_BMF, masked_patch_target(batch["image"], positions.ids_BM, patch), positions
+            return pred_BMF, masked_patch_target(ctx.pixels_BYXC, positions.ids_BM, patch), positions
 
         def masked_feature(params, batch):
             pretrainer = model(params)

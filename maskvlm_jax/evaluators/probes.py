@@ -64,7 +64,8 @@ def batches(
         if data.one_at_a_time and of == "image":
             batch |= {"tokens_masked": batch["tokens"], "text_masked": np.zeros_like(batch["text_masked"])}
         if reads == "empty":
-            batch |= {"image": np.zeros_like(batch["image"])} if of == "text" else batches_of.without_words(batch)
+            blank = {"image": batches_of.without_picture(batch["image"])}
+            batch |= blank if of == "text" else batches_of.without_words(batch)
         yield batch
 
 

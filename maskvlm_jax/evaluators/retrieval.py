@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from maskvlm_jax.data import transforms
 from maskvlm_jax.data.evaluation import EvaluationSet, padded
 from maskvlm_jax.evaluators import ranking
 from maskvlm_jax.evaluators.predictor import Predictor
@@ -93,7 +92,7 @@ def encode_images(predictor: Predictor, data: EvaluationSet, batch_size: int) ->
     results = []
     for start in range(0, len(data.images), batch_size):
         ids, valid = padded(np.arange(start, min(start + batch_size, len(data.images))), batch_size)
-        out = predictor.encode_image(np.stack([transforms.normalise(data.images[i]) for i in ids]))
+        out = predictor.encode_image(data.images[ids])
         results.append([x[valid] for x in out])
     return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
 

@@ -8,8 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from maskvlm_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from maskvlm_jax.models.layers import Block, Dense, Dtype, LayerNorm, Positions, dropout, restore, take, token_init
 from maskvlm_jax.models.stack import Stack, layer_keys
+
+
+def normalised(image_BYXC: jax.Array) -> jax.Array:
+    """8-bit RGB to (image / 255 - mean) / std of ImageNet, float32; floats pass: they are normalised already.
+
+    Done on the device, so that a quarter of the bytes travels there.
+    """
+    if image_BYXC.dtype != jnp.uint8:
+        return image_BYXC
+    mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
+    scale, shift = (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+    return image_BYXC * scale + shift
 
 
 def patchify(image_BYXC: jax.Array, patch: int) -> jax.Array:

@@ -74,5 +74,5 @@ class Objective(base.Objective):
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         pred_BMF, positions = self.predict(ctx)
-        target_BMF = masked_patch_target(ctx.batch["image"], positions.ids_BM, self.patch)
+        target_BMF = masked_patch_target(ctx.pixels_BYXC, positions.ids_BM, self.patch)
         return masked_pixel_loss(pred_BMF, target_BMF, positions.valid_BM, norm=self.norm), {}

@@ -65,7 +65,7 @@ class Objective(base.Objective):
         return ((pixels - MEAN) / STD).reshape(pred_BMF.shape), positions
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        image_BYXC, masked_BN = ctx.batch["image"], ctx.batch["image_masked"]
+        image_BYXC, masked_BN = ctx.pixels_BYXC, ctx.batch["image_masked"]
         target_BNF = patchify(image_BYXC * STD + MEAN, ctx.vlm.image_encoder.patch)
         counted_BN = masked_BN if self.region == "masked" else jnp.ones_like(masked_BN)
         return reconstruction_loss(self._rebuilt(ctx), target_BNF, counted_BN), {}

@@ -211,3 +211,84 @@ def test_coco_ids_must_differ(root: Path) -> None:
     write_json(root / "coco.json", {"images": images, "annotations": []})
     with pytest.raises(UserError, match=r"coco\.json images row 2: id 1 is used twice"):
         open_files(root, captions="coco.json", splits=None)
+
+
+def visual_genome(root: Path, regions: list | None = None, image_data: list | None = None) -> Files:
+    """Opens two pictures with regions; the third has none, and a fourth is in image_data.json only."""
+    address = "https://example.org/pictures/VG_100K/{}.jpg?size=full"
+    (root / "VG_100K").mkdir(exist_ok=True)
+    for number in (1, 2, 3, 4):
+        (root / "VG_100K" / f"{number}.jpg").write_bytes(b"%d" % number)
+    if regions is None:
+        phrases = [{"image_id": 2, "phrase": "a red  hat"}, {"image_id": 2, "phrase": "the sky"}]
+        regions = [{"id": 2, "regions": phrases}, {"image_id": 1, "regions": phrases[:1]}, {"id": 3, "regions": []}]
+    if image_data is None:
+        image_data = [{"image_id": number, "url": address.format(number)} for number in (1, 2, 3, 4)]
+    write_json(root / "region_descriptions.json", regions)
+    write_json(root / "image_data.json", image_data)
+    return open_files(root, images="", captions="region_descriptions.json", splits=None)
+
+
+def test_visual_genome_regions_are_captions_of_their_picture(root: Path) -> None:
+    source = visual_genome(root)
+    assert contents(source) == {"VG_100K/2.jpg": ["a red hat", "the sky"], "VG_100K/1.jpg": ["a red hat"]}
+    assert source[0]["image"] == b"2" and source.report == {"pictures_without_captions": 1}
+
+
+def test_visual_genome_needs_image_data_beside_it(root: Path) -> None:
+    visual_genome(root)
+    (root / "image_data.json").unlink()
+    message = (
+        r"image_data\.json: no such file; region_descriptions\.json needs it for the names of its pictures, put it"
+    )
+    with pytest.raises(UserError, match=message):
+        open_files(root, images="", captions="region_descriptions.json", splits=None)
+    (root / "image_data.json").write_text("{}")
+    with pytest.raises(UserError, match=r"image_data\.json: a JSON list is expected, not dict"):
+        open_files(root, images="", captions="region_descriptions.json", splits=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"regions": [{"id": 9, "regions": []}]},
+            "region_descriptions.json row 1: picture 9 is not in image_data.json",
+        ),
+        ({"regions": [{"id": 1}]}, "region_descriptions.json row 1: the key 'regions' is missing; there are id"),
+        ({"regions": [{"regions": []}]}, "region_descriptions.json row 1: the key 'id' is missing; there are regions"),
+        ({"regions": [7]}, "region_descriptions.json row 1: a JSON object is expected, not int"),
+        ({"regions": [{"id": 1, "regions": [{}]}]}, "region_descriptions.json row 1: the key 'phrase' is missing"),
+        ({"regions": [{"id": 1, "regions": [{"phrase": 1}]}]}, "row 1: 'phrase' has the wrong type: int"),
+        ({"image_data": [{"image_id": 1}]}, "image_data.json row 1: the key 'url' is missing; there are image_id"),
+        ({"image_data": [{"image_id": 1, "url": "x/1.jpg"}] * 2}, "image_data.json row 2: image_id 1 is used twice"),
+        ({"image_data": [{"image_id": 1, "url": "x/../1"}]}, "row 1: picture name '../1' is not a path inside"),
+        ({"image_data": [{"image_id": 1, "url": "http://[1/2"}]}, r"row 1: 'http://\[1/2' is not an address: Invalid"),
+    ],
+)
+def test_malformed_visual_genome(root: Path, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        visual_genome(root, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_sbu_pictures_are_named_by_the_end_of_their_address(root: Path) -> None:
+    addresses = ["http://example.org/2723/b.jpg", "http://example.org/4/a.jpg", "http://example.org/5/b.jpg"]
+    write_json(root / "sbu.json", {"image_urls": addresses, "captions": ["one", "two", "three"]})
+    assert contents(open_files(root, captions="sbu.json", splits=None)) == {"b.jpg": ["one", "three"], "a.jpg": ["two"]}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"image_urls": ["x"]}, r"sbu\.json: the key 'captions' is missing; there are image_urls"),
+        ({"image_urls": "x", "captions": []}, r"sbu\.json: 'image_urls' has the wrong type: str"),
+        ({"image_urls": ["x"], "captions": []}, r"sbu\.json: 1 image_urls but 0 captions; take the file anew"),
+        ({"image_urls": ["x"], "captions": [1]}, r"sbu\.json row 1: image_urls and captions must be strings"),
+        ({"image_urls": ["http://x/"], "captions": ["a"]}, r"sbu\.json row 1: picture name '' is not a path"),
+    ],
+)
+def test_malformed_sbu(root: Path, document: dict, message: str) -> None:
+    write_json(root / "sbu.json", document)
+    with pytest.raises(UserError, match=message):
+        open_files(root, captions="sbu.json", splits=None)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from maskvlm_jax.data import transforms as tf
+from maskvlm_jax.models.vision import normalised
 
 SIDES = (60, 90)  # height, width
 
@@ -221,6 +222,33 @@ def test_random_resized_crop() -> None:
     assert (crop != other).any()
 
 
+def test_a_crop_of_a_large_jpeg_is_decoded_small_and_shows_the_same_part(monkeypatch) -> None:
+    picture = smooth_picture(640, 960)
+    encoded, decoded = encode(picture, "JPEG", quality=95), []
+    decode = tf.decode
+    monkeypatch.setattr(tf, "decode", lambda *a, **k: decoded.append(decode(*a, **k)) or decoded[-1])
+    for seed in range(30):
+        small = tf.random_resized_crop(encoded, np.random.default_rng(seed), size=64)
+        full = tf.random_resized_crop(picture, np.random.default_rng(seed), size=64)
+        assert np.abs(small.astype(int) - full).max() <= 6
+    heights = {pixels.shape[0] for pixels in decoded[::2]}
+    assert heights < {640, 320, 160, 80} and len(heights) > 1
+
+
+def test_picture_size_is_that_of_the_decoded_picture() -> None:
+    exif = Image.Exif()
+    for orientation in (1, 3, 6):
+        exif[0x0112] = orientation
+        for file_format in ("JPEG", "PNG", "WEBP"):
+            encoded = encode(smooth_picture(), file_format, exif=exif)
+            assert tf.picture_size(encoded) == tf.decode(encoded).shape[:2]
+    assert tf.picture_size(smooth_picture()) == SIDES
+    assert tf.picture_size(encode(Image.new("CMYK", (8, 9)), "JPEG")) == (9, 8)
+    for broken in (b"", b"no picture", encode(smooth_picture(), "PNG")[:20]):
+        with pytest.raises(tf.DecodeError):
+            tf.picture_size(broken)
+
+
 def test_resize_averages_when_it_shrinks() -> None:
     picture = noisy_picture()
     blocks = picture.reshape(30, 2, 30, 3, 3).mean(axis=(1, 3))
@@ -247,11 +275,11 @@ def test_may_flip() -> None:
 # Normalising
 
 
-def test_normalise_and_back() -> None:
+def test_the_device_normalises_and_figures_undo_it() -> None:
     picture = noisy_picture(low=0, high=256)
-    for mean, std in [(tf.IMAGENET_MEAN, tf.IMAGENET_STD), ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))]:
-        values = tf.normalise(picture, mean=mean, std=std)
-        assert values.dtype == np.float32 and values.shape == picture.shape and values.flags.c_contiguous
-        np.testing.assert_allclose(values, (picture / 255 - mean) / std, rtol=0, atol=1e-6)
-        np.testing.assert_array_equal(tf.denormalise(values, mean=mean, std=std), picture)
+    values = np.asarray(normalised(picture))
+    assert values.dtype == np.float32 and values.shape == picture.shape
+    np.testing.assert_allclose(values, (picture / 255 - tf.IMAGENET_MEAN) / tf.IMAGENET_STD, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(normalised(values), values)
+    np.testing.assert_array_equal(tf.denormalise(values), picture)
     np.testing.assert_array_equal(tf.denormalise(np.float32([[-9, 0, 9]])), [[0, round(0.456 * 255), 255]])

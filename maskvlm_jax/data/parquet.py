@@ -1,0 +1,206 @@
+"""Data source `parquet`: tables with a column of encoded pictures, as Hugging Face hubs ship them."""
+
+import bisect
+import hashlib
+import itertools
+import json
+import operator
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from maskvlm_jax.data.caption_files import choose_column, usable_captions
+from maskvlm_jax.data.webdataset import find_shards
+from maskvlm_jax.errors import UserError
+
+_USUAL_PICTURES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
+_USUAL_CAPTIONS = ("caption", "captions", "text", "texts", "sentences", "sentence", "sentences_raw", "raw", "alt_text")
+_OPENING_THREADS = 8  # a network file system answers several at a time
+_KEPT_GROUPS, _KEPT_CAPTIONS = 2, 64  # row groups; one with pictures may be hundreds of megabytes
+
+
+class Parquet:
+    """Rows of Parquet files; an example's id is SHARD/ROW, with the file's name relative to the root.
+
+    A row group is the least that can be read: with examples in random order each costs one, hundreds of pictures for
+    the sake of one. Shuffled training should read shards that `python -m maskvlm_jax.prepare` makes of these; reading
+    in order, as it does and evaluation does, is fast.
+
+    Which rows lack a picture or a caption is not known before they are read: they are b"" and [], and `report` is
+    empty.
+    """
+
+    def __init__(self, *, root: str, shards: str, image_key: str = "", caption_key: str = ""):
+        """Reads the files' footers.
+
+        Args:
+          root: folder that `shards` is relative to.
+          shards: glob such as "data/train-*.parquet", or names such as "{000..099}.parquet".
+          image_key: column of binaries or of {bytes, path}; "" tells it by its type and name.
+          caption_key: column of texts or of lists of texts; "" tells it by its type and name.
+
+        Raises:
+          UserError: no file, one that is not Parquet, no row, or columns that are not there or cannot be told.
+        """
+        names = find_shards(root, shards, ".parquet")
+        self._root = Path(root).expanduser()
+        with ThreadPoolExecutor(_OPENING_THREADS) as pool:
+            footers = list(pool.map(partial(_read_footer, self._root), names))
+        pictures, captions, where = footers[0].pictures, footers[0].captions, str(self._root / names[0])
+        self._image = choose_column(pictures, image_key, _USUAL_PICTURES, flag="image_key", where=where)
+        self._caption = choose_column(captions, caption_key, _USUAL_CAPTIONS, flag="caption_key", where=where)
+        for name, footer in zip(names, footers, strict=True):
+            if not footer.pictures.get(self._image) or not footer.captions.get(self._caption):
+                wanted = f"columns {self._image!r} and {self._caption!r} are not as in {names[0]}"
+                raise UserError(f"{self._root / name}: {wanted}; leave the file out")
+        self._groups = [group for footer in footers for group in footer.groups]
+        self._starts = [0, *itertools.accumulate(group.rows for group in self._groups)]
+        self._digests = [(name, footer.digest) for name, footer in zip(names, footers, strict=True)]
+        self._picture_tables, self._caption_tables = _Kept(_KEPT_GROUPS), _Kept(_KEPT_CAPTIONS)
+        self.report: dict[str, int] = {}
+        if not len(self):
+            raise UserError(f"{self._root / shards}: there is no row; check the files")
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns id, encoded picture and captions; b"" and [] stand for what is not there or cannot be read."""
+        number, place = self._place(index)
+        table = self._picture_tables.get(number, partial(self._read, number, [self._image, self._caption]))
+        if table is None:
+            return {"id": self.id(index), "image": b"", "captions": []}
+        cell = table.column(self._image)[place].as_py()
+        image = cell["bytes"] if isinstance(cell, dict) else cell
+        return {"id": self.id(index), "image": image or b"", "captions": _captions(table.column(self._caption)[place])}
+
+    def id(self, index: int) -> str:
+        """Returns SHARD/ROW."""
+        number, place = self._place(index)
+        group = self._groups[number]
+        return f"{group.shard.removesuffix('.parquet')}/{group.first_row + place}"
+
+    def captions(self, index: int) -> list[str]:
+        """Returns the captions; only their column is read."""
+        number, place = self._place(index)
+        table = self._caption_tables.get(number, partial(self._read, number, [self._caption]))
+        return [] if table is None else _captions(table.column(self._caption)[place])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the columns' names and the files' names, sizes and footers, which tell the size of every part."""
+        return hashlib.sha256(json.dumps([self._image, self._caption, self._digests]).encode()).hexdigest()
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Returns the row group's number, and the row in it."""
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"parquet: index {index} is not among the {len(self)} rows")
+        number = bisect.bisect_right(self._starts, index) - 1
+        return number, index - self._starts[number]
+
+    def _read(self, number: int, columns: list[str]) -> pa.Table | None:
+        """Returns None where the row group cannot be read."""
+        group = self._groups[number]
+        try:
+            with pq.ParquetFile(self._root / group.shard) as file:
+                table = file.read_row_group(group.number, columns=columns, use_threads=False)
+        except (OSError, pa.ArrowException):
+            return None
+        return table if table.num_rows == group.rows else None
+
+
+class _RowGroup(NamedTuple):
+    shard: str
+    number: int  # in its file
+    first_row: int  # in its file
+    rows: int
+
+
+class _Footer(NamedTuple):
+    pictures: dict[str, bool]  # column -> whether its type can hold pictures
+    captions: dict[str, bool]
+    groups: list[_RowGroup]
+    digest: str  # sha256 of the footer's bytes and the file's size
+
+
+def _read_footer(root: Path, name: str) -> _Footer:
+    path = root / name
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(size - 8)  # the last eight bytes are the footer's length and PAR1
+            file.seek(size - 8 - int.from_bytes(file.read(4), "little"))
+            digest = hashlib.sha256(f"{size} ".encode() + file.read()).hexdigest()
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: not a whole Parquet file; take it anew") from error
+    except OSError as error:
+        raise UserError(f"{path}: the file cannot be read ({error.strerror or error}); take it anew") from error
+    rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    firsts = [0, *itertools.accumulate(rows)]
+    return _Footer(
+        pictures={field.name: _holds_pictures(field.type) for field in schema},
+        captions={field.name: _holds_captions(field.type) for field in schema},
+        groups=[_RowGroup(name, number, firsts[number], count) for number, count in enumerate(rows) if count],
+        digest=digest,
+    )
+
+
+def _holds_pictures(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        parts = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
+        return "bytes" in parts and _holds_pictures(parts["bytes"])
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _holds_captions(kind: pa.DataType) -> bool:
+    return _is_text(kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _captions(cell: pa.Scalar) -> list[str]:
+    if not cell.is_valid:
+        return []
+    texts = cell.values if isinstance(cell, pa.ListScalar | pa.LargeListScalar) else [cell]
+    # As bytes: Arrow does not look whether a text is UTF-8 before it makes a str of it.
+    return usable_captions(text.as_buffer().to_pybytes() for text in texts if text.is_valid)
+
+
+class _Kept:
+    """The last few results, each made once however many threads ask for it; none of them is pickled."""
+
+    def __init__(self, size: int):
+        self._size, self._lock = size, threading.Lock()
+        self._results: OrderedDict[Hashable, Future] = OrderedDict()
+
+    def __reduce__(self):
+        return _Kept, (self._size,)
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            result = self._results.get(key)
+            is_new = result is None
+            if is_new:
+                result = self._results[key] = Future()
+                if len(self._results) > self._size:
+                    self._results.popitem(last=False)
+            self._results.move_to_end(key)
+        if is_new:
+            try:
+                result.set_result(make())
+            except BaseException as error:
+                result.set_exception(error)
+                raise
+        return result.result()
