@@ -270,9 +270,9 @@ def merge_evaluation(trained: ConfigDict, wanted: ConfigDict) -> ConfigDict:
     def merge(block: ConfigDict, values: ConfigDict) -> None:
         for key, value in values.items():
             if isinstance(value, ConfigDict):
-                if value:
-                    block.setdefault(key, ConfigDict())
-                    merge(block[key], value)
+                if key not in block:
+                    block[key] = ConfigDict()
+                merge(block[key], value)
             elif value is not None:
                 block[key] = value
 

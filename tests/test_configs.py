@@ -51,9 +51,14 @@ def test_every_evaluation_config_builds(data):
 def test_a_run_on_a_mixture_is_scored_on_a_set_that_is_named():
     trained = pretrain.get_config("data=coco+cc3m")
     merged = configs.merge_evaluation(trained.copy_and_resolve_references(), evaluate.get_config("data=flickr30k"))
-    assert (merged.data.source, merged.data.captions, merged.data.mixture) == ("files", "dataset_flickr30k.json", {})
+    assert (merged.data.source, merged.data.captions, merged.data.mixture.to_dict()) == (
+        "files",
+        "dataset_flickr30k.json",
+        {},
+    )
     config = evaluate.get_config()
-    assert list(configs.merge_evaluation(trained.copy_and_resolve_references(), config).data.mixture) == ["coco", "cc3m"]
+    merged = configs.merge_evaluation(trained.copy_and_resolve_references(), config)
+    assert list(merged.data.mixture) == ["coco", "cc3m"]
     config.data.root = "elsewhere"
     with pytest.raises(UserError, match=r"trained on a mixture, which has no data\.root; name the set"):
         configs.merge_evaluation(trained, config)
