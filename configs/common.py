@@ -99,7 +99,7 @@ def data_block(names: str) -> ConfigDict:
         sets = {name: _set_block(name) for name in (first, *others)}
         # How often each is drawn; all 0: by their sizes.
         parts = {name: {key: block[key] for key in SET_KEYS} | {"weight": 0.0} for name, block in sets.items()}
-        data.mixture = ConfigDict(parts)
+        data.mixture, data.scored = ConfigDict(parts), first
         for key in SET_KEYS:
             if key != "split":
                 del data[key]
@@ -120,6 +120,7 @@ def _set_block(name: str) -> ConfigDict:
             "image_key": "",  # of tfds and parquet: the feature or column that holds the picture; "" = found by type
             "caption_key": "",  # of tfds, parquet and webdataset: the same of the caption
             "mixture": {},
+            "scored": "",  # the set of a mixture that evaluation reads
             "clean": "none",  # none | albef: how captions are cleaned
             "max_missing": 0.05,  # share of a split's pictures that may be missing on disk
             "max_broken": 0.05,  # share of the examples read that may be broken

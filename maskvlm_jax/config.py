@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ FREE_KEYS = (
     "eval_every",
     "checkpoint_every",
     "keep_checkpoints",
-    "data.root",
+    "data.root",  # also of each set of a mixture; the stream's fingerprint tells other data
+    "data.scored",
     "data.workers",
     "data.threads",
     "data.max_missing",
@@ -200,10 +202,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Keys, FREE_KEYS aside, whose values differ between two configs."""
     old, new = flatten(old), flatten(new)
-    free = tuple(f"{key}." for key in FREE_KEYS)
-    return sorted(
-        key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not f"{key}.".startswith(free)
-    )
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not _is_free(key))
+
+
+def _is_free(key: str) -> bool:
+    of_one_set = re.sub(r"^data\.mixture\.[^.]+\.", "data.", key)
+    return f"{of_one_set}.".startswith(tuple(f"{free}." for free in FREE_KEYS))
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
@@ -260,7 +264,8 @@ def merge_evaluation(trained: ConfigDict, wanted: ConfigDict) -> ConfigDict:
         UserError: values of one set for a run that was trained on a mixture of sets.
     """
     if trained.data.mixture and wanted.data.source is None:
-        given = [key for key in wanted.data if key not in trained.data and wanted.data[key] is not None]
+        unset = (None, ConfigDict())
+        given = [key for key in wanted.data if key not in trained.data and wanted.data[key] not in unset]
         if given:
             raise UserError(
                 f"the run was trained on a mixture, which has no data.{given[0]}; name the set that is to be scored: "

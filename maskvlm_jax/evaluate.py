@@ -111,9 +111,9 @@ class Evaluation:
 
     @property
     def data_name(self) -> str:
-        """The kind of source that is scored; of a mixture the name of its first set."""
+        """The kind of source that is scored; of a mixture the name of the set."""
         data = self._config.data
-        return next(iter(data.mixture)) if data.mixture else data.source
+        return data.scored if data.mixture else data.source
 
     def protocol(self, split: str) -> dict[str, Any]:
         """What a number must be quoted with."""

@@ -58,7 +58,7 @@ def test_a_run_on_a_mixture_is_scored_on_a_set_that_is_named():
     )
     config = evaluate.get_config()
     merged = configs.merge_evaluation(trained.copy_and_resolve_references(), config)
-    assert list(merged.data.mixture) == ["coco", "cc3m"]
+    assert list(merged.data.mixture) == ["cc3m", "coco"] and merged.data.scored == "coco"
     config.data.root = "elsewhere"
     with pytest.raises(UserError, match=r"trained on a mixture, which has no data\.root; name the set"):
         configs.merge_evaluation(trained, config)
@@ -105,3 +105,9 @@ def test_configs_hold_plain_values_only():
         return isinstance(value, (int, float, str, bool, tuple))
 
     assert all(plain(pretrain.get_config(f"size={size}")) for size in common.SIZES)
+
+
+def test_folders_of_a_mixture_s_sets_may_change_and_their_weights_may_not():
+    old, new = (pretrain.get_config("data=coco+cc3m").to_dict() for _ in range(2))
+    new["data"]["mixture"]["coco"] |= {"root": "/elsewhere", "weight": 2.0}
+    assert configs.differing_keys(old, new) == ["data.mixture.coco.weight"]

@@ -38,12 +38,16 @@ SOURCES = ("scenes", "files", "array_record", "tfds", "webdataset", "parquet")
 
 
 def open_source(data: Mapping[str, Any], split: str, image_size: int) -> Source:
-    """A split of the set that `config.data` names; of a mixture, of its first set.
+    """A split of the set that `config.data` names; of a mixture, of the set `data.scored`.
 
     Raises:
         UserError: an unknown kind of source, or whatever the source finds wrong.
     """
-    data = _parts(data)[0][1]
+    if data["mixture"]:
+        parts = dict(_parts(data))
+        if data["scored"] not in parts:
+            raise UserError(f"data.scored is {data['scored']!r}; choose among {', '.join(parts)}")
+        data = parts[data["scored"]]
     return cleaning.Cleaned(_open(data, split, image_size), data["clean"])
 
 
@@ -63,10 +67,8 @@ def open_training_source(data: Mapping[str, Any], image_size: int) -> Source:
 
 
 def _parts(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """(name, `config.data` with that set's own values) of each set; one named "" where there is no mixture."""
-    if not data["mixture"]:
-        return [("", data)]
-    return [(name, {**data, **part, "mixture": {}}) for name, part in data["mixture"].items()]
+    """(name, `config.data` with that set's own values) of each set of a mixture, by name."""
+    return [(name, {**data, **part, "mixture": {}}) for name, part in sorted(data["mixture"].items())]
 
 
 def _open(data: Mapping[str, Any], split: str, image_size: int) -> Source:

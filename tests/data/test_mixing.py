@@ -99,10 +99,14 @@ def test_a_config_mixes_sets_by_a_plus_and_is_scored_on_the_first():
     assert list(data["mixture"]) == ["scenes"] and "root" not in data
     data = common.data_block("scenes+coco").to_dict()
     assert data["mixture"]["coco"]["captions"] == "dataset_coco.json"
-    data["mixture"] = {"one": data["mixture"]["scenes"], "two": {**data["mixture"]["scenes"], "scenes_seed": 1}}
+    assert data["scored"] == "scenes"
+    data["mixture"] = {"two": {**data["mixture"]["scenes"], "scenes_seed": 1}, "one": data["mixture"]["scenes"]}
+    data["scored"] = "two"
     mixed = open_training_source(data, 32)
     assert mixed.id(0).startswith("one/") and mixed.id(len(mixed) - 1).startswith("two/")
-    assert open_source(data, "val", 32).id(0) == Scenes(split="val", image_size=32).id(0)
+    assert open_source(data, "val", 32).fingerprint == Scenes(split="val", image_size=32, seed=1).fingerprint
+    with pytest.raises(UserError, match=r"data\.scored is 'three'; choose among one, two"):
+        open_source(data | {"scored": "three"}, "val", 32)
 
 
 def test_a_set_of_a_mixture_that_is_not_there_is_named_with_its_flag():
