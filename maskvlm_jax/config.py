@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from maskvlm_jax import processes
 from maskvlm_jax.data import masking
 from maskvlm_jax.errors import UserError
 
@@ -216,7 +217,7 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Writes config.json into a new workdir; a workdir of another run is refused.
+    """Writes config.json into a new workdir; a workdir of another run is refused, in every process of a run.
 
     Raises:
         UserError: the folder cannot be written, or its config differs in a key that matters.
@@ -231,7 +232,8 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
                     f"{workdir} belongs to a run with other values of {', '.join(differing)}; "
                     "use another --workdir, or the same values to go on"
                 )
-        write_json(path, wanted)
+        if processes.is_main():
+            write_json(path, wanted)
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written: {error.strerror}; choose another --workdir") from error
 

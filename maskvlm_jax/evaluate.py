@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from maskvlm_jax import config as configs
-from maskvlm_jax import metrics, sharding, train_step
+from maskvlm_jax import metrics, processes, sharding, train_step
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.evaluation import EvaluationSet, load_evaluation
@@ -100,10 +100,14 @@ class Evaluation:
         count = min(count, size)
         if count and {"masked_image", "masked_feature"} & set(self._objectives):
             sheets["reconstruction"] = figures.reconstructions(predictor, data, count=count, batch_size=size)
-        folder.mkdir(parents=True, exist_ok=True)
+        texts = None
         if count and "masked_text" in self._objectives:
             texts = figures.masked_texts(predictor, data, self._tokenizer, count=count, batch_size=size)
             sheets["masked_text"] = figures.masked_text_sheet(data, texts)
+        if not processes.is_main():
+            return sheets
+        folder.mkdir(parents=True, exist_ok=True)
+        if texts is not None:
             (folder / f"masked_text_{split}.md").write_text(figures.masked_text_table(data, texts))
         for name, sheet in sheets.items():
             Image.fromarray(sheet).save(folder / f"{name}_{split}.png")
@@ -163,7 +167,8 @@ def final_result(
         "protocol": {**lineage, **evaluation.protocol(split), **({"also": protocols} if protocols else {})},
         "metrics": values,
     }
-    configs.write_json(folder / "result.json", result)
+    if processes.is_main():
+        configs.write_json(folder / "result.json", result)
     return result
 
 

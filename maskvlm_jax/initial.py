@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from maskvlm_jax import config as configs
-from maskvlm_jax import train_step
+from maskvlm_jax import processes, train_step
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.sources import Mixture, Source
@@ -89,12 +89,13 @@ def tokenizer(config: ConfigDict, source: Source, workdir: Path) -> Tokenizer:
     """The workdir's tokenizer; made on the first start, from the checkpoint that the run starts from, the config's
     folder, or the training captions."""
     folder = workdir / "tokenizer"
-    if not folder.exists() and jax.process_index() == 0:
+    if not folder.exists() and processes.is_main():
         if given := _given_tokenizer(config):
             tokenizers.load(given)
             tokenizers.copy(given, folder)
         else:
             tokenizers.save(tokenizers.train_wordpiece(_captions(config, source), config.model.text.vocab_size), folder)
+    processes.barrier("tokenizer")
     tokenizer = tokenizers.load(folder)
     _check_tokenizer(config, tokenizer)
     return tokenizer

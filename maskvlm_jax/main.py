@@ -18,11 +18,15 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from maskvlm_jax import host
+from maskvlm_jax import host, processes
 from maskvlm_jax.config import flatten
 from maskvlm_jax.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:structure], see configs/", lock_config=True)
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "joins several processes: auto, or HOST:PORT of process 0")
+_PROCESSES = flags.DEFINE_integer("processes", -1, "how many join, where the coordinator is HOST:PORT")
+_PROCESS = flags.DEFINE_integer("process", -1, "which of them this is, from 0")
+_TIMEOUT = flags.DEFINE_integer("connect_timeout", 300, "seconds that all processes must join in")
 _WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; runs/NAME by default", short_name="w")
 
 TASKS = {
@@ -95,6 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     host.quiet_libraries()
     try:
         config, workdir = parse(sys.argv if argv is None else argv)
+        joined = {"processes": _PROCESSES.value, "process": _PROCESS.value, "timeout": _TIMEOUT.value}
+        processes.join(_COORDINATOR.value, **joined)
         importlib.import_module(TASKS[config.task]).run(config, workdir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

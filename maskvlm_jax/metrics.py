@@ -13,6 +13,14 @@ from tensorboardX import SummaryWriter
 SHORT = {"masked_image": "image", "masked_text": "text", "contrastive": "contrast", "matching": "match"}
 
 
+class NoWriter:
+    """Stands in for `MetricWriter` in the processes that do not write."""
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None: ...
+    def figure(self, step: int, name: str, image: np.ndarray) -> None: ...
+    def close(self) -> None: ...
+
+
 class MetricWriter:
     """Appends to `metrics.jsonl` (one object a line: step, split, values) and to TensorBoard events.
 

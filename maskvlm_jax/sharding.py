@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -97,16 +96,32 @@ def optimizer_shardings(tx: optax.GradientTransformation, params: Any, shardings
     )
 
 
+def rows_of_process(mesh: Mesh, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows of a global batch this process's devices hold, in order, and which of them it is the first to hold.
+
+    Processes along the "model" axis hold the same rows.
+    """
+    first: dict[int, int] = {}  # row -> lowest process that holds it
+    own: set[int] = set()
+    for device, (rows,) in batch_sharding(mesh).devices_indices_map((batch_size,)).items():
+        held = range(*rows.indices(batch_size))
+        if device.process_index == jax.process_index():
+            own.update(held)
+        for row in held:
+            first[row] = min(first.get(row, device.process_index), device.process_index)
+    rows = np.array(sorted(own))
+    return rows, np.array([first[row] == jax.process_index() for row in rows.tolist()])
+
+
 def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Global arrays from this process's rows."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
-def sum_over_processes(values: np.ndarray) -> np.ndarray:
-    """The sum of each process's uint64 array, modulo 2^64; every process must call it."""
-    if jax.process_count() == 1:
-        return values
-    # As halves: arrays of jax have 32 bits.
-    halves = multihost_utils.process_allgather(values.view(np.uint32))
-    return np.asarray(halves).view(np.uint64).sum(axis=0, dtype=np.uint64)
+def put_whole(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays from all rows, which every process has."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_callback(value.shape, sharding, value.__getitem__) for name, value in batch.items()
+    }

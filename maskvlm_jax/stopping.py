@@ -5,6 +5,8 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from maskvlm_jax.errors import Stopped
 
 
@@ -15,7 +17,8 @@ class StopRequest:
         self.signal, self._saved_step = 0, None
 
     def handle(self, number: int, frame: Any) -> None:
-        if self.signal or self._saved_step is not None:
+        # One process of several does not leave the others waiting for it, unless it is asked twice.
+        if self.signal or (self._saved_step is not None and jax.process_count() == 1):
             raise Stopped(number, self._saved_step)
         self.signal = number
         print(f"\n{signal.Signals(number).name}: saving after this step; again = stop at once", flush=True)
@@ -24,7 +27,7 @@ class StopRequest:
     def at_once(self, saved_step: int) -> Iterator[None]:
         """Where all is saved already a signal needs no step to end."""
         self._saved_step = saved_step
-        if self.signal:
+        if self.signal and jax.process_count() == 1:
             raise Stopped(self.signal, saved_step)
         yield
         self._saved_step = None

@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maskvlm_jax import config as configs
-from maskvlm_jax import evaluate, host, initial, metrics, optim, sharding, train_step
+from maskvlm_jax import evaluate, host, initial, metrics, optim, processes, sharding, train_step
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import ledger, pipeline
@@ -115,21 +115,27 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
     state, told = initial.restore_or_init(config, checkpoints, built)
     start = int(state.step)
     evaluation = evaluate.Evaluation(config, built.graphdef, tokenizer, mesh)
-    writer = metrics.MetricWriter(workdir, start, evaluate_again=start == config.steps)
+    writer = _writer(workdir, start, evaluate_again=start == config.steps)
     progress = metrics.Progress(batch_size=config.batch_size, steps=config.steps)
-    stream = _stream(config, source, tokenizer, start)
+    rows, counted = sharding.rows_of_process(mesh, config.batch_size)
+    _check_stream(config, source, told, start)
+    stream = _stream(config, source, tokenizer, start, rows)
     _introduce(config, workdir, source, tokenizer, state)
-    watch = StepWatch(source, config.data.max_broken, told, _ledger(config, source, told, start))
+    read = ledger.Ledger(source.fingerprint, batch_size=config.batch_size, rows=rows, counted=counted)
+    watch = StepWatch(source, config.data.max_broken, told, read)
     with closing(checkpoints), closing(best), closing(writer), stopping_signals() as stop:
         for step in range(start + 1, config.steps + 1):
             clock = time.monotonic()
             batch = next(stream)
             progress.waited(time.monotonic() - clock)
             host_only = {key: batch.pop(key) for key in batches.HOST_KEYS}
+            if jax.process_count() > 1:  # a signal may reach one process alone: the step tells the others
+                batch["stop"] = np.full(len(rows), stop.signal, np.int32)
             state, values = built.step(state, sharding.put(batches.trim(batch, config.data.text_buckets), mesh))
 
             # One step behind the device, so that it never waits for the host, and a bad loss is caught a step later.
             watch.push(step, values, host_only, progress)
+            stopped = watch.stop if jax.process_count() > 1 else stop.signal
             due = {name: step % config[name] == 0 for name in ("log_every", "eval_every", "checkpoint_every")}
             last = step == config.steps
             if step == start + 1:
@@ -140,11 +146,12 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
                 watch.drain(progress)
                 _log(step, writer, progress)
                 host.release_memory_if_large()
-            if due["checkpoint_every"] or due["eval_every"] or last or stop.signal:
+            if due["checkpoint_every"] or due["eval_every"] or last or stopped:
                 watch.drain(progress)
                 checkpoints.save(state, watch.remember())
-                if stop.signal:
-                    raise Stopped(stop.signal, step)
+                if stopped:
+                    checkpoints.wait()
+                    raise Stopped(stopped, step)
                 if due["eval_every"] and not last:
                     with stop.at_once(step):
                         _evaluate(config, evaluation, state, step, writer, best, watch.told)
@@ -162,7 +169,8 @@ def _introduce(config, workdir: Path, source: Source, tokenizer: Tokenizer, stat
         f"{jax.device_count()} {jax.default_backend()} device(s), {'step ' + str(start) if start else 'a new run'} "
         f"in {workdir}"
     )
-    (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
+    if processes.is_main():
+        (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
 
 
 def _finish(config, workdir: Path, evaluation, state: TrainState, writer, best, told: dict[str, Any]) -> None:
@@ -173,7 +181,7 @@ def _finish(config, workdir: Path, evaluation, state: TrainState, writer, best, 
     on_figure = lambda name, sheet: writer.figure(config.steps, name, sheet)  # noqa: E731
     result = evaluate.final_result(evaluation, config, params, folder=workdir, lineage=lineage, on_figure=on_figure)
     writer.write(config.steps, config.evaluation.split, result["metrics"])
-    if told["broken"]:
+    if told["broken"] and processes.is_main():
         configs.write_json(workdir / "broken.json", told["broken"])
         print(f"examples of the training data: {broken_report(told)}; all are in {workdir / 'broken.json'}")
     evaluate.show(result, workdir)
@@ -213,7 +221,15 @@ def _log(step: int, writer: metrics.MetricWriter, progress: metrics.Progress) ->
         progress.restart()
 
 
-def _stream(config: ConfigDict, source: Source, tokenizer: Tokenizer, start: int) -> Iterator[dict[str, np.ndarray]]:
+def _writer(workdir: Path, start: int, *, evaluate_again: bool) -> metrics.MetricWriter | metrics.NoWriter:
+    if processes.is_main():
+        return metrics.MetricWriter(workdir, start, evaluate_again=evaluate_again)
+    return metrics.NoWriter()
+
+
+def _stream(
+    config: ConfigDict, source: Source, tokenizer: Tokenizer, start: int, rows: np.ndarray
+) -> Iterator[dict[str, np.ndarray]]:
     return pipeline.train_stream(
         source,
         make_example(config, source, tokenizer),
@@ -224,30 +240,21 @@ def _stream(config: ConfigDict, source: Source, tokenizer: Tokenizer, start: int
         limit=config.data.get("limit", 0),
         workers=config.data.workers,
         threads=config.data.threads,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        rows=rows.tolist(),
     )
 
 
-def _ledger(config: ConfigDict, source: Source, told: Mapping[str, Any], start: int) -> ledger.Ledger:
-    """The count of what is read, going on from a checkpoint whose stream must be this one."""
-    total = 0
+def _check_stream(config: ConfigDict, source: Source, told: Mapping[str, Any], start: int) -> None:
+    """A checkpoint's stream must be the one that would be read now."""
     if "stream" in told:
         order = pipeline.order(source, seed=config.seed, limit=config.data.get("limit", 0))
-        total = ledger.check(
+        ledger.check(
             told["stream"],
             source=source.fingerprint,
             step=start,
             batch_size=config.batch_size,
             order=order.__getitem__,
         )
-    process, rows = jax.process_index(), config.batch_size // jax.process_count()
-    return ledger.Ledger(
-        source.fingerprint,
-        batch_size=config.batch_size,
-        first_row=process * rows,
-        total=0 if process else total,
-    )
 
 
 def _is_finished(workdir: Path, steps: int) -> bool:

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from maskvlm_jax import sharding
+from maskvlm_jax import processes, sharding
 from maskvlm_jax.optim import parameter_path
 from maskvlm_jax.queue import Queue
 
@@ -107,6 +107,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step (state, batch) -> (state, metrics); the state is donated.
 
+    A batch may hold `stop` (B,), signals that processes have got: the metrics then hold the largest, in all of them.
+
     Args:
         accumulate: the batch is cut into this many microbatches, whose gradients are averaged. In-batch losses see
             one microbatch at a time.
@@ -135,11 +137,15 @@ def make_train_step(
         return *jax.tree.map(lambda x: x / accumulate, total), state.queue
 
     def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        batch = dict(batch)
+        stop_B = batch.pop("stop", None)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, metrics, queue = (gradients if accumulate == 1 else accumulated)(state, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1.0 - ema_decay) if ema_decay else state.ema
+        if stop_B is not None:
+            metrics |= {"stop": jnp.max(stop_B)}
         metrics |= {"grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
         return TrainState(state.step + 1, params, opt_state, ema, queue), metrics
 
@@ -150,7 +156,7 @@ def parameters_sha256(params: Params) -> str:
     """sha256 over paths, shapes and bytes of the parameters, on the host."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        value = np.asarray(leaf)
+        value = np.asarray(processes.fetch(leaf))
         digest.update(f"{parameter_path(path)} {value.shape} {value.dtype}\n".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()

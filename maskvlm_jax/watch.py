@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskvlm_jax import metrics, sharding
+from maskvlm_jax import metrics, processes
 from maskvlm_jax.data.ledger import Ledger
 from maskvlm_jax.data.pipeline import BROKEN
 from maskvlm_jax.data.sources import Source
@@ -21,17 +21,28 @@ class StepWatch:
     Args:
         source: what is trained on.
         max_broken: largest share of the examples read that may be broken.
-        told: what a checkpoint remembers for the host, to go on from.
+        told: what a checkpoint remembers for the host, to go on from; the same in every process.
         ledger: counts what is read.
+
+    Attributes:
+        stop: the signal that some process had got when the last step that was looked at began, or 0.
     """
 
     def __init__(self, source: Source, max_broken: float, told: dict[str, Any], ledger: Ledger):
         self._source, self._max_broken, self.told, self._ledger = source, max_broken, told, ledger
-        self._pending = None
+        self._pending, self.stop = None, 0
+        self._new = _nothing()
 
     def remember(self) -> dict[str, Any]:
         """`told` as of the last step that was looked at; every process must call it at the same step."""
-        self.told["stream"] = self._ledger.told(sharding.sum_over_processes)
+        parts = processes.gather(self._new | {"stream": self._ledger.take()})
+        before = self.told.get("stream", {"rows": "0"})["rows"]
+        self.told["stream"] = self._ledger.told(before, [part["stream"] for part in parts])
+        for part in parts:
+            self.told["seen"] += part["seen"]
+            self.told["replaced"] += part["replaced"]
+            self.told["broken"] = dict(list((self.told["broken"] | part["broken"]).items())[:MOST_NAMED])
+        self._new = _nothing()
         return self.told
 
     def push(self, step: int, values: Mapping, host: Mapping[str, np.ndarray], progress: metrics.Progress) -> None:
@@ -46,6 +57,7 @@ class StepWatch:
         step, values, host = self._pending
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(dict(values)).items()}
+        self.stop = int(values.pop("stop", 0))
         self._check_finite(step, values, host["index"])
         self._ledger.add(step, host["index"])
         self._count_replaced(host)
@@ -61,21 +73,26 @@ class StepWatch:
             )
 
     def _count_replaced(self, host: Mapping[str, np.ndarray]) -> None:
-        replaced = host["replaced"]
-        self.told["seen"] += len(replaced)
+        replaced, new = host["replaced"], self._new
+        new["seen"] += len(replaced)
         if not replaced.any():
             return
-        self.told["replaced"] += int(np.count_nonzero(replaced))
+        new["replaced"] += int(np.count_nonzero(replaced))
         for index, kind in zip(host["index"][replaced > 0], replaced[replaced > 0], strict=True):
             name = self._source.id(int(index))
-            if len(self.told["broken"]) < MOST_NAMED:
-                self.told["broken"][name] = BROKEN[kind]
+            if len(new["broken"]) < MOST_NAMED:
+                new["broken"][name] = BROKEN[kind]
+        total, seen = self.told["replaced"] + new["replaced"], self.told["seen"] + new["seen"]
         # A share of a few examples says nothing.
-        if self.told["replaced"] > self._max_broken * max(self.told["seen"], 1000):
+        if total > self._max_broken * max(seen, 1000):
             raise UserError(
-                f"{self.told['replaced']} of {self.told['seen']} examples read were broken, the last {name} "
-                f"({BROKEN[kind]}); mend the data or raise --config.data.max_broken"
+                f"{total} of {seen} examples read were broken, the last {name} ({BROKEN[kind]}); "
+                "mend the data or raise --config.data.max_broken"
             )
+
+
+def _nothing() -> dict[str, Any]:
+    return {"seen": 0, "replaced": 0, "broken": {}}
 
 
 def broken_report(told: Mapping[str, Any]) -> str:

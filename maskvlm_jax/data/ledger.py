@@ -12,6 +12,8 @@ import numpy as np
 
 from maskvlm_jax.errors import UserError
 
+MODULUS = 2**64
+
 
 def hash_rows(positions: np.ndarray, examples: np.ndarray) -> int:
     """The sum modulo 2^64 of a 64-bit hash of each (position, example) pair."""
@@ -34,28 +36,34 @@ class Ledger:
     Args:
         source: the fingerprint of what is read.
         batch_size: global.
-        first_row: the number of this process's first row in a global batch.
-        total: the sum so far, over all processes for process 0 and 0 for the others; see `restored`.
+        rows: places of this process's examples in a global batch.
+        counted: which of them no process before this one reads too.
     """
 
-    def __init__(self, source: str, *, batch_size: int, first_row: int = 0, total: int = 0):
-        self._source, self._batch_size, self._first_row = source, batch_size, first_row
-        self._own, self._last = total, 0
+    def __init__(self, source: str, *, batch_size: int, rows: np.ndarray, counted: np.ndarray):
+        self._source, self._batch_size, self._rows, self._counted = source, batch_size, rows, counted
+        self._own, self._last = 0, 0
 
     def add(self, step: int, examples: np.ndarray) -> None:
         """Counts this process's rows of the batch of `step`, the first being 1."""
-        positions = (step - 1) * self._batch_size + self._first_row + np.arange(len(examples))
-        self._last = hash_rows(positions, examples)
-        self._own = (self._own + self._last) % 2**64
+        positions = (step - 1) * self._batch_size + self._rows[self._counted]
+        self._last = hash_rows(positions, examples[self._counted])
+        self._own = (self._own + self._last) % MODULUS
 
-    def told(self, gather: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> dict[str, str]:
-        """What a checkpoint remembers; `gather` sums over processes, modulo 2^64."""
-        total, last = gather(np.array([self._own, self._last], np.uint64))
-        return {"source": self._source, "rows": f"{int(total):016x}", "last_batch": f"{int(last):016x}"}
+    def take(self) -> dict[str, int]:
+        """What was added since the last call, and of it the last batch; to be added up over processes."""
+        taken, self._own = {"rows": self._own, "last_batch": self._last}, 0
+        return taken
+
+    def told(self, before: str, taken: list[dict[str, int]]) -> dict[str, str]:
+        """What a checkpoint remembers: the sum `before`, and what every process has taken since."""
+        total = (int(before, 16) + sum(part["rows"] for part in taken)) % MODULUS
+        last = sum(part["last_batch"] for part in taken) % MODULUS
+        return {"source": self._source, "rows": f"{total:016x}", "last_batch": f"{last:016x}"}
 
 
-def check(told: Mapping[str, Any], *, source: str, step: int, batch_size: int, order: Callable[[int], int]) -> int:
-    """The sum that a checkpoint of `step` holds, once it is sure that the stream goes on where it was.
+def check(told: Mapping[str, Any], *, source: str, step: int, batch_size: int, order: Callable[[int], int]) -> None:
+    """Makes sure that the stream goes on where it was when `told` was written at `step`.
 
     Args:
         order: position -> example number, of the stream as it would be read now.
@@ -75,4 +83,3 @@ def check(told: Mapping[str, Any], *, source: str, step: int, batch_size: int, o
             "the examples would come in another order than in the steps that this run has made: another version of "
             "grain or of this package made them; use that one, or another --workdir with --config.checkpoint"
         )
-    return int(told["rows"], 16)

@@ -1,11 +1,12 @@
 """The training stream: global batch t is a function of (config, seed, t) alone.
 
 Grain's MapDataset makes element i a pure function of (seed, i). The stream is therefore positioned by number: a
-restarted run asks for batch t, it does not restore an iterator. Batches of one process's rows are cut first and then
-dealt to the processes, so that process p holds rows [p b, (p + 1) b) of every global batch.
+restarted run asks for batch t, it does not restore an iterator, and a process asks for the rows of it that its devices
+hold.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -153,6 +154,20 @@ def order(source: Source, *, seed: int, limit: int) -> grain.MapDataset:
     return shuffled(range(min(limit, len(source)) if limit else len(source)), seed)
 
 
+class _Rows(grain.transforms.DatasetSelectionMap):
+    """Some rows of every batch, one behind the other."""
+
+    def __init__(self, rows: tuple[int, ...], batch_size: int):
+        self._rows, self._batch_size = rows, batch_size
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        batch, place = divmod(index, len(self._rows))
+        return 0, batch * self._batch_size + self._rows[place]
+
+
 def train_stream(
     source: Source,
     make_example: MakeExample,
@@ -164,25 +179,25 @@ def train_stream(
     limit: int,
     workers: int,
     threads: int,
-    process: int = 0,
-    processes: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of the global batches start .. stop - 1.
+    """Rows of the global batches start .. stop - 1.
 
     Args:
         batch_size: global.
         limit: see `order`.
         workers: processes that prepare batches; 0 = threads of this one.
         threads: that read ahead in each worker.
+        rows: those of each batch that this process reads; all where None.
 
     Raises:
-        UserError: a batch larger than the data, or one that the processes cannot share.
+        UserError: a batch larger than the data.
     """
     check_batch_size(source, batch_size, limit)
-    if batch_size % processes:
-        raise UserError(f"batch_size {batch_size} is not divisible by {processes} processes")
     stream = order(source, seed=seed, limit=limit).random_map(make_example)
-    stream = stream.batch(batch_size // processes, drop_remainder=True)[process::processes]
+    if rows is not None and len(rows) < batch_size:
+        stream = grain.MapDataset.select_from_datasets([stream], _Rows(tuple(rows), batch_size))
+    stream = stream.batch(batch_size if rows is None else len(rows), drop_remainder=True)
     stream = stream[start:stop].to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
     if workers:
         if not flags.FLAGS.is_parsed():

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from maskvlm_jax import sharding
+from maskvlm_jax import processes, sharding
 from maskvlm_jax.models.fusion import PairSide
 from maskvlm_jax.models.vision import normalised
 from maskvlm_jax.objectives.masked_image import masked_patch_target
@@ -88,18 +88,18 @@ class Predictor:
         self._functions, self._params, self._mesh, self.objectives = functions, params, mesh, objectives
 
     def _call(self, name: str, *arrays: Any) -> Any:
-        arrays = [sharding.put(x, self._mesh) if isinstance(x, dict) else x for x in arrays]
+        arrays = [sharding.put_whole(x, self._mesh) if isinstance(x, dict) else x for x in arrays]
         return getattr(self._functions, name)(self._params, *arrays)
 
     def encode_image(self, image_BYXC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """image_BSD and image_BE, of width 0 where the model has no contrastive space."""
-        put = sharding.put({"image": image_BYXC}, self._mesh)
-        return jax.device_get(self._call("encode_image", put["image"]))
+        put = sharding.put_whole({"image": image_BYXC}, self._mesh)
+        return processes.fetch(self._call("encode_image", put["image"]))
 
     def encode_text(self, tokens_BL: np.ndarray, valid_BL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """text_BLD and text_BE, of width 0 where the model has no contrastive space."""
-        put = sharding.put({"tokens": tokens_BL, "valid": valid_BL}, self._mesh)
-        return jax.device_get(self._call("encode_text", put["tokens"], put["valid"]))
+        put = sharding.put_whole({"tokens": tokens_BL, "valid": valid_BL}, self._mesh)
+        return processes.fetch(self._call("encode_text", put["tokens"], put["valid"]))
 
     def prepare_images(self, image_BSD: np.ndarray) -> PairSide:
         """What matching reads of pictures, computed once for all captions each is paired with; left on the device."""
@@ -111,12 +111,12 @@ class Predictor:
 
     def masked_text(self, batch: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
         """nll_BM, predicted ids_BM, target ids_BM and the positions."""
-        return jax.device_get(self._call("masked_text", dict(batch)))
+        return processes.fetch(self._call("masked_text", dict(batch)))
 
     def masked_image(self, batch: Arrays) -> tuple[np.ndarray, np.ndarray, Any]:
         """pred_BMF, target_BMF in normalised pixels, and the positions."""
-        return jax.device_get(self._call("masked_image", dict(batch)))
+        return processes.fetch(self._call("masked_image", dict(batch)))
 
     def masked_feature(self, batch: Arrays) -> tuple[np.ndarray, np.ndarray, Any]:
         """pred_BMD and target_BMD, features of unit length, and the positions."""
-        return jax.device_get(self._call("masked_feature", dict(batch)))
+        return processes.fetch(self._call("masked_feature", dict(batch)))
