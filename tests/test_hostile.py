@@ -75,7 +75,8 @@ def test_all_sixty_train_through_and_the_report_is_exact(folder, tmp_path, cli):
 def test_training_stops_above_the_share_that_may_be_broken():
     told = {"seen": 0, "replaced": 0, "broken": {}}
     scenes = Scenes(split="train", image_size=32, length=50)
-    watch = StepWatch(scenes, 0.05, told, Ledger("source", batch_size=50))
+    everything = {"rows": np.arange(50), "counted": np.ones(50, bool)}
+    watch = StepWatch(scenes, 0.05, told, Ledger("source", batch_size=50, **everything))
     progress = metrics.Progress(batch_size=50, steps=100)
     replaced = np.zeros(50, np.int8)
     replaced[[3, 7, 9, 20]] = pipeline.BROKEN.index("too large")  # 8 %
@@ -84,7 +85,7 @@ def test_training_stops_above_the_share_that_may_be_broken():
     ):
         for step in range(1, 30):
             watch.push(step, {"loss": 1.0}, {"index": np.arange(50), "replaced": replaced}, progress)
-    assert told["broken"] == {scenes.id(i): "too large" for i in (3, 7, 9, 20)}
+    assert watch.remember()["broken"] == {scenes.id(i): "too large" for i in (3, 7, 9, 20)}
 
 
 def test_the_captions_are_those_of_the_file(folder):

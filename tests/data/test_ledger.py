@@ -18,27 +18,45 @@ def rows(step: int) -> np.ndarray:
     return np.random.default_rng(step).integers(1000, size=BATCH)
 
 
-def fingerprint(steps: range, *, process: int = 0, processes: int = 1, total: int = 0) -> dict[str, str]:
-    share = BATCH // processes
-    counted = ledger.Ledger("source", batch_size=BATCH, first_row=process * share, total=total)
+def taken(steps: range, *, own: slice = slice(0, BATCH), counted: bool = True) -> dict[str, int]:
+    places = np.arange(BATCH)[own]
+    counts = ledger.Ledger("source", batch_size=BATCH, rows=places, counted=np.full(len(places), counted))
     for step in steps:
-        counted.add(step, rows(step)[process * share : (process + 1) * share])
-    return counted.told()
+        counts.add(step, rows(step)[own])
+    return counts.take()
 
 
-STRAIGHT = fingerprint(range(1, 11))
+def told(*parts: dict[str, int], before: str = "0") -> dict[str, str]:
+    return ledger.Ledger("source", batch_size=BATCH, rows=np.arange(BATCH), counted=None).told(before, list(parts))
+
+
+STRAIGHT = told(taken(range(1, 11)))
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_add_up_to_one(processes):
-    told = [fingerprint(range(1, 11), process=p, processes=processes) for p in range(processes)]
-    for key in ("rows", "last_batch"):
-        assert sum(int(part[key], 16) for part in told) % 2**64 == int(STRAIGHT[key], 16)
+    share = BATCH // processes
+    own = [slice(process * share, (process + 1) * share) for process in range(processes)]
+    assert told(*(taken(range(1, 11), own=part) for part in own)) == STRAIGHT
+
+
+def test_rows_that_two_processes_hold_count_once():
+    assert told(taken(range(1, 11)), taken(range(1, 11), counted=False)) == STRAIGHT
 
 
 def test_a_run_that_goes_on_ends_with_the_same_fingerprint():
-    first = fingerprint(range(1, 5))
-    assert fingerprint(range(5, 11), total=int(first["rows"], 16)) == STRAIGHT
+    first = told(taken(range(1, 5)))
+    assert told(taken(range(5, 11)), before=first["rows"]) == STRAIGHT
+
+
+def test_what_was_taken_is_taken_once():
+    counts = ledger.Ledger("source", batch_size=BATCH, rows=np.arange(BATCH), counted=np.ones(BATCH, bool))
+    rows_of = []
+    for step in range(1, 11):
+        counts.add(step, rows(step))
+        rows_of.append(counts.take())
+    total = sum(part["rows"] for part in rows_of) % ledger.MODULUS
+    assert f"{total:016x}" == STRAIGHT["rows"] and f"{rows_of[-1]['last_batch']:016x}" == STRAIGHT["last_batch"]
 
 
 def test_another_example_position_or_order_gives_another_fingerprint():
@@ -63,7 +81,7 @@ def test_hashes_are_those_of_splitmix64():
 def test_a_checkpoint_of_another_stream_is_refused():
     order = lambda position: int(rows(position // BATCH + 1)[position % BATCH])  # noqa: E731
     asked = {"step": 10, "batch_size": BATCH, "order": order}
-    assert ledger.check(STRAIGHT, source="source", **asked) == int(STRAIGHT["rows"], 16)
+    ledger.check(STRAIGHT, source="source", **asked)
     with pytest.raises(UserError, match="the training data are not those that this run began with"):
         ledger.check(STRAIGHT, source="another", **asked)
     with pytest.raises(UserError, match="the examples would come in another order"):
@@ -77,8 +95,8 @@ print(json.dumps(read(json.loads(sys.argv[1]))))
 """
 
 
-def read(options: dict) -> dict[str, str]:
-    """The fingerprint of what one process reads of a toy run's stream, in a process of its own."""
+def read(options: dict) -> dict[str, int]:
+    """What one process reads of a toy run's stream."""
     from maskvlm_jax import train
     from maskvlm_jax.data import pipeline
     from maskvlm_jax.data.sources import open_training_source
@@ -91,31 +109,28 @@ def read(options: dict) -> dict[str, str]:
             for seed, part in enumerate(config.data.mixture.values()):
                 part.scenes_seed, part.source, part.weight, part.limit = seed, "scenes", 1.0 + seed, 10 + seed
     source = open_training_source(config.data.to_dict(), 32)
-    process, processes = options.get("process", 0), options.get("processes", 1)
-    counted = ledger.Ledger(
-        source.fingerprint, batch_size=8, first_row=process * 8 // processes, total=options.get("total", 0)
-    )
+    own = np.array(options.get("rows", range(BATCH)))
+    counts = ledger.Ledger(source.fingerprint, batch_size=BATCH, rows=own, counted=np.ones(len(own), bool))
     start, stop = options.get("steps", (0, 8))
     stream = pipeline.train_stream(
         source,
         train.make_example(config, source, make_tokenizer(source)),
-        batch_size=8,
+        batch_size=BATCH,
         seed=3,
         start=start,
         stop=stop,
         limit=0,
         workers=options.get("workers", 0),
         threads=1,
-        process=process,
-        processes=processes,
+        rows=own.tolist(),
     )
     for step, batch in enumerate(stream, start=start + 1):
-        counted.add(step, batch["index"])
+        counts.add(step, batch["index"])
     stream.close()
-    return counted.told()
+    return counts.take()
 
 
-def read_apart(*several: dict) -> list[dict[str, str]]:
+def read_apart(*several: dict) -> list[dict[str, int]]:
     """`read` in a process each, side by side."""
     running = [
         subprocess.Popen([sys.executable, "-c", READ, json.dumps(options)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -127,12 +142,12 @@ def read_apart(*several: dict) -> list[dict[str, str]]:
 @pytest.mark.parametrize("data", ["scenes", "scenes+coco+vg"])
 def test_one_fingerprint_for_any_number_of_processes_and_workers_straight_or_stopped(data):
     straight = read({"data": data})
-    with_workers, *parts = read_apart(
-        {"data": data, "workers": 2}, *({"data": data, "process": p, "processes": 2} for p in range(2))
+    with_workers, *halves = read_apart(
+        {"data": data, "workers": 2}, {"data": data, "rows": [0, 1, 2, 3]}, {"data": data, "rows": [4, 5, 6, 7]}
     )
     assert with_workers == straight
-    parts += [read({"data": data, "process": p, "processes": 4}) for p in range(4)]
-    for shares in (parts[:2], parts[2:]):
-        assert sum(int(part["rows"], 16) for part in shares) % 2**64 == int(straight["rows"], 16)
+    quarters = [read({"data": data, "rows": [row, row + 4]}) for row in range(4)]
+    for shares in (halves, quarters):
+        assert told(*shares) == told(straight)
     stopped = read({"data": data, "steps": (0, 3)})
-    assert read({"data": data, "steps": (3, 8), "total": int(stopped["rows"], 16)}) == straight
+    assert told(read({"data": data, "steps": (3, 8)}), before=told(stopped)["rows"]) == told(straight)
