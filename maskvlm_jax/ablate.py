@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from maskvlm_jax import main as command_line
 from maskvlm_jax import metrics
 from maskvlm_jax.config import read_json
 from maskvlm_jax.errors import Stopped, UserError
@@ -316,4 +315,6 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
+    from maskvlm_jax import main as command_line  # which imports this module, by its name, for `task = ablate`
+
     command_line.leave(command_line.main())
