@@ -51,7 +51,9 @@ for ((process = 0; process < count; process++)); do
   pids+=($!)
 done
 trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
-tail -n +1 -F --pid=$$ "$logs/0.log" 2>/dev/null &
+tail -n +1 -F "$logs/0.log" 2>/dev/null &
+shown=$!
+trap 'sleep 1; kill "$shown" 2>/dev/null' EXIT  # once it has shown the last lines
 
 case $fault in
   kill | term | slow)
