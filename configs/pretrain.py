@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "b1": 0.9,
             "b2": 0.999,
             "clip_norm": 1.0,
-            "accumulate": 1,  # microbatches a step; in-batch losses see one of them
+            "accumulate": 1,  # microbatches a step, which give the gradients of the whole batch
             "ema_decay": 0.0,  # of a moving average of the parameters; 0 = off
         }
     )

@@ -94,6 +94,10 @@ class Checkpoints:
         state = TrainState(optimizer["step"], items["params"], optimizer["state"], items.get("ema", {}), queue)
         return state, items["progress"]
 
+    def load_progress(self, step: int) -> dict[str, Any]:
+        """What the host knew at a step."""
+        return self._checkpointer.load_checkpointables(step, {"progress": None})["progress"]
+
     def load_params(self, step: int, abstract: Params, *, weights: str = "params", part: bool = False) -> Params:
         """The parameters ("params") or their moving average ("ema") of one step; `part`: there may be more of them.
 

@@ -93,8 +93,6 @@ def _check_objectives(config: ConfigDict, active: set[str]) -> None:
             raise UserError(f"objectives.{label} reads fused patches; set model.fusion.streams to both")
         if model.fusion.kind == "none" and objective.name in _FUSE:
             raise UserError(f"objectives.{label} reads both modalities fused, and model.fusion.kind is none")
-        if objective.get("queue") and config.optim.accumulate > 1:
-            raise UserError("optim.accumulate above 1 and a queue of earlier batches do not go together")
 
 
 def _check_blocks(config: ConfigDict) -> None:

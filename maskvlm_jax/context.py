@@ -3,13 +3,13 @@
 import math
 import zlib
 from collections.abc import Mapping
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.models.fusion import Fused, Side
+from maskvlm_jax.models.fusion import Fused, PairSide, Side
 from maskvlm_jax.models.layers import Positions
 from maskvlm_jax.models.vision import normalised
 from maskvlm_jax.models.vlm import VLM
@@ -34,6 +34,35 @@ def visible_token_capacity(length: int, ratio: float) -> int:
     return length - masked_token_capacity(length, ratio)
 
 
+class Whole(NamedTuple):
+    """The batch that a microbatch is a part of: every `parts`-th example from number `part` on.
+
+    batch: its arrays; image_embedding_BE, text_embedding_BE: of all its examples, without a gradient, None where the
+    model has no contrastive space.
+    """
+
+    batch: Mapping[str, jax.Array]
+    image_embedding_BE: jax.Array | None
+    text_embedding_BE: jax.Array | None
+    part: jax.Array
+    parts: int
+
+    def rows(self, size: int) -> jax.Array:
+        """Which examples the microbatch of `size` holds."""
+        return self.part + self.parts * jnp.arange(size)
+
+    def embed(self, all_BE: jax.Array, own_BE: jax.Array) -> jax.Array:
+        """`all_BE` with the microbatch's own rows, whose gradient counts `parts` times.
+
+        An in-batch loss is computed whole in every microbatch, and the mean over microbatches is taken of gradients:
+        of a row it must be the sum, since only one microbatch has that row's.
+        """
+        still_BE = jax.lax.stop_gradient(own_BE)
+        scaled_BE = still_BE + self.parts * (own_BE - still_BE)
+        cut = all_BE.reshape(-1, self.parts, all_BE.shape[-1])
+        return jax.lax.dynamic_update_index_in_dim(cut, scaled_BE, self.part, axis=1).reshape(all_BE.shape)
+
+
 class Context:
     """What objectives and evaluators read of a batch.
 
@@ -50,6 +79,8 @@ class Context:
         teacher: the same batch over the moving average of the parameters; None where there is none.
         twins: the moving average's objective for each objective, by `id`.
         queue: features of earlier batches, see `maskvlm_jax.queue`; None where there is none.
+        whole: the batch that this one is a part of; None where it is no part. What is said of the batch as a whole
+            (embeddings, similarities, pair ids, means) is then of that one.
     """
 
     def __init__(
@@ -64,8 +95,10 @@ class Context:
         teacher: Optional["Context"] = None,
         twins: Mapping[int, nnx.Module] | None = None,
         queue: Queue | None = None,
+        whole: Whole | None = None,
     ):
         self.vlm, self.batch, self.queue, self._teacher, self._twins = vlm, batch, queue, teacher, twins
+        self.whole = whole
         self._masked_patches, self._text_ratio = masked_patches, text_ratio
         self._views, self._key, self._cache = views, key, {}
 
@@ -109,11 +142,15 @@ class Context:
 
     @property
     def image_embedding_BE(self) -> jax.Array:
-        return self._once("image_embedding", lambda: self.vlm.embed_image(self.image("clean")))
+        """Of the whole batch."""
+        own = self._once("image_embedding", lambda: self.vlm.embed_image(self.image("clean")))
+        return own if self.whole is None else self.whole.embed(self.whole.image_embedding_BE, own)
 
     @property
     def text_embedding_BE(self) -> jax.Array:
-        return self._once("text_embedding", lambda: self.vlm.embed_text(self.text("clean")))
+        """Of the whole batch."""
+        own = self._once("text_embedding", lambda: self.vlm.embed_text(self.text("clean")))
+        return own if self.whole is None else self.whole.embed(self.whole.text_embedding_BE, own)
 
     @property
     def similarity_BB(self) -> jax.Array:
@@ -124,9 +161,25 @@ class Context:
         )
 
     @property
+    def pair_ids_B2(self) -> jax.Array:
+        return self.batch["pair_id"] if self.whole is None else self.whole.batch["pair_id"]
+
+    @property
+    def own_rows(self) -> jax.Array:
+        """The rows of the whole batch that are this context's own."""
+        size = len(self.batch["pair_id"])
+        return jnp.arange(size) if self.whole is None else self.whole.rows(size)
+
+    def per_example(self, name: str) -> jax.Array | None:
+        """How often `batch[name]` is True in an example of the whole batch, in the mean; None where this is it."""
+        if self.whole is None:
+            return None
+        return jnp.mean(jnp.sum(self.whole.batch[name].astype(jnp.float32), axis=1))
+
+    @property
     def same_pair_BB(self) -> jax.Array:
         """True where image and caption belong together: the diagonal, equal pictures, equal captions."""
-        ids_B2 = self.batch["pair_id"]
+        ids_B2 = self.pair_ids_B2
         return jnp.any(ids_B2[:, None] == ids_B2[None, :], axis=-1)
 
     # --- both --------------------------------------------------------------------------------------------------------
@@ -176,12 +229,38 @@ class Context:
         return self._once(f"masked_tokens/{other}", lambda: self.fuse_text("masked", other, read_BM))
 
     def fuse_pairs(self, image_ids_P: jax.Array, text_ids_P: jax.Array) -> jax.Array:
-        """pair_PD, what is matched, of image `image_ids_P[p]` with caption `text_ids_P[p]`."""
+        """pair_PD, what is matched, of own image `image_ids_P[p]` with own caption `text_ids_P[p]`."""
+        return self._match(*self._pair_sides(), image_ids_P, text_ids_P)
+
+    def fuse_with_negatives(self, image_of_text_B: jax.Array, text_of_image_B: jax.Array) -> jax.Array:
+        """pair_PD of every own pair, then of its caption with another picture, then of its picture with another
+        caption; the others are rows of the whole batch."""
+        own, (image, text) = jnp.arange(len(image_of_text_B)), self._pair_sides()
+        if self.whole is not None:
+            # They may be in another microbatch: encoded once more, with their gradient.
+            image = image.extend(self._other_images(image_of_text_B))
+            text = text.extend(self._other_texts(text_of_image_B))
+            image_of_text_B = text_of_image_B = len(own) + own
+        images_P = jnp.concatenate([own, image_of_text_B, own])
+        return self._match(image, text, images_P, jnp.concatenate([own, own, text_of_image_B]))
+
+    def _pair_sides(self) -> tuple[PairSide, PairSide]:
         fusion = self.vlm.fusion
         image = fusion.pair_image(self.image_side(), self.key("start/image"))
-        text = fusion.pair_text(self.text_side(), self.key("start/text"))
+        return image, fusion.pair_text(self.text_side(), self.key("start/text"))
+
+    def _match(self, image: PairSide, text: PairSide, images_P: jax.Array, texts_P: jax.Array) -> jax.Array:
         keys = self.key("pairs/image"), self.key("pairs/text")
-        return fusion.match(image.gather(image_ids_P), text.gather(text_ids_P), keys)
+        return self.vlm.fusion.match(image.gather(images_P), text.gather(texts_P), keys)
+
+    def _other_images(self, rows: jax.Array) -> PairSide:
+        image_BSD = self.vlm.encode_image(normalised(self.whole.batch["image"][rows]), None, None, self.key("others"))
+        return self.vlm.fusion.pair_image(self.vlm.fusion.image_side(image_BSD), self.key("start/other_images"))
+
+    def _other_texts(self, rows: jax.Array) -> PairSide:
+        tokens_BL, valid_BL = (self.whole.batch[name][rows] for name in ("tokens", "token_valid"))
+        text_BLD = self.vlm.text_encoder(tokens_BL, valid_BL, self.key("other_texts"))
+        return self.vlm.fusion.pair_text(self.vlm.fusion.text_side(text_BLD, valid_BL), self.key("start/other_texts"))
 
     @property
     def teacher(self) -> "Context":

@@ -9,6 +9,14 @@ class UserError(Exception):
     The message names the thing that is wrong and what to do about it.
     """
 
+    status = 2
+
+
+class Absent(UserError):
+    """Another process of the run did not come; the same command may succeed later (EX_TEMPFAIL of sysexits.h)."""
+
+    status = 75
+
 
 class Stopped(Exception):
     """A signal asked the run to stop, and its state is saved.

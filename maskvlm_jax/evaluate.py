@@ -207,21 +207,23 @@ def run(config: ConfigDict, workdir: Path) -> None:
         checkpoints = Checkpoints(folder, writable=False)
         step = _choose_step(checkpoints, folder, config.checkpoint_step)
         params = checkpoints.load_params(step, abstract, weights=trained.evaluation.weights)
+        told = checkpoints.load_progress(step)
         checkpoints.close()
-        lineage = lineage_of(trained, source, step, params)
+        lineage = lineage_of(trained, source, step, params, told)
         evaluation = Evaluation(trained, graphdef, tokenizer, mesh)
         result = final_result(evaluation, trained, params, folder=workdir, lineage=lineage)
     show(result, workdir)
 
 
-def lineage_of(config: ConfigDict, workdir: Path, step: int, params: Any) -> dict[str, Any]:
-    """Where parameters come from."""
+def lineage_of(config: ConfigDict, workdir: Path, step: int, params: Any, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Where parameters come from; `told` is what their checkpoint remembers."""
     return {
         "checkpoint": workdir.name,
         "run": config.name,
         "trained_on": _trained_on(config.data),
         "initialised_from": config.checkpoint or "random",
         "step": step,
+        "stream": told["stream"]["rows"],  # fingerprint of the examples that were read, see `data.ledger`
         "parameters_sha256": train_step.parameters_sha256(params),
     }
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from maskvlm_jax import host, processes
 from maskvlm_jax.config import flatten
-from maskvlm_jax.errors import Stopped, UserError
+from maskvlm_jax.errors import Absent, Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:structure], see configs/", lock_config=True)
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "joins several processes: auto, or HOST:PORT of process 0")
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         importlib.import_module(TASKS[config.task]).run(config, workdir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        return error.status
     except OSError as error:  # a full disk, a folder that vanished: the machine's fault, told like the user's
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
@@ -119,7 +119,7 @@ def leave(status: int) -> NoReturn:
 
     A damaged checkpoint, for one, leaves reads in flight that fail as the interpreter shuts down.
     """
-    if status != 2:
+    if status not in (UserError.status, Absent.status):
         sys.exit(status)
     for worker in multiprocessing.active_children():
         worker.terminate()

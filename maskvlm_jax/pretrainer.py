@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.context import Context, Views
+from maskvlm_jax.context import Context, Views, Whole
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives.base import Objective
@@ -77,6 +77,11 @@ class Pretrainer(nnx.Module):
         counts = {"masked_patches": self.masked_patches, "text_ratio": self.text_ratio}
         return Context(self.vlm, batch, **counts, views=views, **options)
 
+    def embeddings(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """image_BE and text_BE of a batch."""
+        ctx = self.context(batch)
+        return ctx.image_embedding_BE, ctx.text_embedding_BE
+
     def __call__(
         self,
         batch: Mapping[str, jax.Array],
@@ -84,24 +89,30 @@ class Pretrainer(nnx.Module):
         *,
         teacher: Optional["Pretrainer"] = None,
         queue: Queue | None = None,
+        whole: Whole | None = None,
+        teacher_whole: Whole | None = None,
     ) -> Output:
         """One forward pass.
 
         Args:
             teacher: this model with the moving average of its parameters, for objectives that read one.
-            queue: features of earlier batches.
+            queue: features of earlier batches; the next step's takes in this batch, but not a part of one.
+            whole, teacher_whole: what the batch is a part of, as the model and its moving average embed it. The mean
+                over all parts of loss and gradients is then that of the whole batch, but for dropout.
         """
         views = {
             modality: frozenset().union(*(objective.views[modality] for objective in self.objectives.values()))
             for modality in ("image", "text")
         }
+        dropout_key = jax.random.fold_in(key, zlib.crc32(b"dropout"))
         ctx = self.context(
             batch,
             views=views,
-            key=jax.random.fold_in(key, zlib.crc32(b"dropout")),
-            teacher=teacher and teacher.context(batch),
+            key=dropout_key if whole is None else jax.random.fold_in(dropout_key, whole.part),
+            teacher=teacher and teacher.context(batch, whole=teacher_whole),
             twins=teacher and {id(own): teacher.objectives[label] for label, own in self.objectives.items()},
             queue=queue,
+            whole=whole,
         )
         total, metrics = jnp.zeros((), jnp.float32), {}
         for label, weight in self.weights:
@@ -109,6 +120,6 @@ class Pretrainer(nnx.Module):
             loss = jnp.mean(loss_B)
             total += weight * loss
             metrics |= {f"{label}/loss": loss, **{f"{label}/{name}": value for name, value in values.items()}}
-        if queue is not None:
+        if queue is not None and whole is None:
             queue = push(queue, ctx.teacher.image_embedding_BE, ctx.teacher.text_embedding_BE, batch["pair_id"])
         return Output(total, {"loss": total, **metrics}, queue)

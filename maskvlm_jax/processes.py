@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.errors import Absent, UserError
 
 
 def join(coordinator: str, *, processes: int, process: int, timeout: int) -> None:
@@ -30,7 +30,7 @@ def join(coordinator: str, *, processes: int, process: int, timeout: int) -> Non
         timeout: seconds that all must arrive in.
 
     Raises:
-        UserError: some did not; the message names them.
+        Absent: some did not; the message names them.
     """
     if not coordinator:
         return
@@ -69,7 +69,7 @@ def _meet(address: str, processes: int, process: int, *, timeout: int) -> None:
     jax itself ends a process with a stack trace where others do not come.
 
     Raises:
-        UserError: naming those that did not come.
+        Absent: naming those that did not come.
     """
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + timeout
@@ -109,9 +109,9 @@ def _report_to(host: str, port: int, process: int, deadline: float, timeout: int
     raise _missing([0], timeout, f" at {host}:{port}")
 
 
-def _missing(numbers: list[int], timeout: int, where: str = "") -> UserError:
+def _missing(numbers: list[int], timeout: int, where: str = "") -> Absent:
     names = ", ".join(map(str, numbers))
-    return UserError(
+    return Absent(
         f"process {names}{where} did not join within {timeout} s; look at its host, or raise --connect_timeout"
     )
 

@@ -38,6 +38,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
     sharding.check_batch(config.evaluation.batch_size, 1, mesh)
+    if config.data.text_buckets and jax.process_count() > 1:
+        raise UserError("data.text_buckets needs one process: each would cut its rows to another length; set it to ()")
     source = open_training_source(config.data.to_dict(), config.model.image.image_size)
     for split in (config.evaluation.during, config.evaluation.split):
         open_source(config.data.to_dict(), split, config.model.image.image_size)
@@ -177,7 +179,7 @@ def _finish(config, workdir: Path, evaluation, state: TrainState, writer, best, 
     _evaluate(config, evaluation, state, config.steps, writer, best, told)
     print("final evaluation ...", flush=True)
     params = _weights(config, state)
-    lineage = evaluate.lineage_of(config, workdir, config.steps, params) | {"stream": told["stream"]["rows"]}
+    lineage = evaluate.lineage_of(config, workdir, config.steps, params, told)
     on_figure = lambda name, sheet: writer.figure(config.steps, name, sheet)  # noqa: E731
     result = evaluate.final_result(evaluation, config, params, folder=workdir, lineage=lineage, on_figure=on_figure)
     writer.write(config.steps, config.evaluation.split, result["metrics"])

@@ -12,8 +12,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from maskvlm_jax import processes, sharding
+from maskvlm_jax.context import Whole
 from maskvlm_jax.optim import parameter_path
-from maskvlm_jax.queue import Queue
+from maskvlm_jax.queue import Queue, push
 
 Params = Any
 
@@ -110,31 +111,54 @@ def make_train_step(
     A batch may hold `stop` (B,), signals that processes have got: the metrics then hold the largest, in all of them.
 
     Args:
-        accumulate: the batch is cut into this many microbatches, whose gradients are averaged. In-batch losses see
-            one microbatch at a time.
+        accumulate: the batch is cut into this many microbatches, one after the other in memory. Loss and gradients
+            are those of the whole batch, negatives included: embeddings are computed first, without a gradient, and
+            each microbatch then puts its own in their place (as GradCache, arXiv 2101.06983); hard negatives of other
+            microbatches are encoded once more. Only dropout draws differ.
         ema_decay: of the moving average of the parameters; 0 = off.
     """
 
-    def loss_fn(params: Params, state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array):
+    def models(params: Params, state: TrainState) -> tuple[nnx.Module, nnx.Module | None]:
         teacher = nnx.merge(graphdef, jax.lax.stop_gradient(state.ema)) if state.ema else None
-        loss, metrics, queue = nnx.merge(graphdef, params)(batch, key, teacher=teacher, queue=state.queue)
-        return loss, (metrics, queue)
+        return nnx.merge(graphdef, params), teacher
 
-    def gradients(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array):
-        (_, (metrics, queue)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state, batch, key)
+    def gradients(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array, **wholes: Whole | None):
+        def loss_fn(params: Params):
+            model, teacher = models(params, state)
+            loss, metrics, queue = model(batch, key, teacher=teacher, queue=state.queue, **wholes)
+            return loss, (metrics, queue)
+
+        (_, (metrics, queue)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         return grads, metrics, queue
 
     def accumulated(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array):
-        cut = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), dict(batch))
-        parts = (cut, jax.random.split(key, accumulate))
-        part_gradients = lambda part: gradients(state, *part)[:2]  # noqa: E731
+        # Every `accumulate`-th example, so that no example leaves its device.
+        cut = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), dict(batch))
+        model, teacher = models(state.params, state)
+
+        def embed(network: nnx.Module | None) -> tuple[jax.Array | None, jax.Array | None]:
+            if network is None or not network.vlm.embed:
+                return None, None
+            parts = jax.lax.map(network.embeddings, cut)
+            return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, x.shape[-1]), parts)
+
+        own, momentum = embed(model), embed(teacher)
+
+        def part_gradients(number: jax.Array, part: Mapping[str, jax.Array]):
+            wholes = {"whole": Whole(batch, *own, number, accumulate)}
+            if teacher is not None:
+                wholes["teacher_whole"] = Whole(batch, *momentum, number, accumulate)
+            return gradients(state, part, key, **wholes)[:2]
+
+        parts = (jnp.arange(accumulate), cut)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
-            jax.eval_shape(part_gradients, jax.tree.map(lambda x: x[0], parts)),
+            jax.eval_shape(part_gradients, *jax.tree.map(lambda x: x[0], parts)),
         )
-        add = lambda total, part: (jax.tree.map(jnp.add, total, part_gradients(part)), None)  # noqa: E731
+        add = lambda total, part: (jax.tree.map(jnp.add, total, part_gradients(*part)), None)  # noqa: E731
         total, _ = jax.lax.scan(add, zeros, parts)
-        return *jax.tree.map(lambda x: x / accumulate, total), state.queue
+        queue = state.queue if state.queue is None else push(state.queue, *momentum, batch["pair_id"])
+        return *jax.tree.map(lambda x: x / accumulate, total), queue
 
     def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         batch = dict(batch)

@@ -49,8 +49,8 @@ def test_broken_pictures_are_replaced_counted_and_left_out_of_the_evaluation(cli
     (photos / "Images" / "020.jpg").write_bytes((photos / "Images" / "020.jpg").read_bytes()[:200])
     process = run(cli, tmp_path, photos)
     assert process.returncode == 0, process.stderr
-    assert "broken picture(s) were replaced during training, the last 003.jpg" in process.stdout
-    assert "warning: 1 picture(s) of val cannot be decoded and are left out: 020.jpg" in process.stdout
+    assert "1 broken, replaced " in process.stdout and "1 not a picture (003.jpg);" in process.stdout
+    assert "warning: 1 picture(s) of val cannot be used and are left out: 020.jpg" in process.stdout
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["protocol"]["broken_images"] == 1
     assert result["protocol"]["images"] == 7 and result["protocol"]["captions"] == 14

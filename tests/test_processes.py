@@ -102,14 +102,14 @@ def test_processes_that_do_not_come_are_named_by_all_that_did(tmp_path):
     running = [start(*flags, f"--process={number}") for number in (0, 2)]
     for process in running:
         told = process.communicate(timeout=60)[1]
-        assert process.returncode == 2
+        assert process.returncode == 75  # it may work later
         assert told == "error: process 1, 3 did not join within 8 s; look at its host, or raise --connect_timeout\n"
 
 
 def test_without_process_zero_its_address_is_named():
     process = start("--coordinator=127.0.0.1:9", "--processes=2", "--process=1", "--connect_timeout=1")
     told = process.communicate(timeout=60)[1]
-    assert (process.returncode, told.count("\n")) == (2, 1)
+    assert (process.returncode, told.count("\n")) == (75, 1)
     assert "process 0 at 127.0.0.1:9 did not join within 1 s" in told
 
 

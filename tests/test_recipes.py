@@ -103,7 +103,6 @@ def test_every_grid_has_rows_that_can_be_told_apart(table):
         ("m3ae", {"masking__whole_word": True}, "exact count"),
         ("m3ae", {"model__image__hidden": "token"}, "does not go with"),
         ("mlim", {"model__image__patch": 12, "model__image__image_size": 24, "masking__image_cell": 1}, "power of two"),
-        ("albef", {"optim__accumulate": 2}, "queue"),
         ("mamo", {"model__embed": 0}, "objectives.contrastive needs a contrastive space"),
         ("maskvlm", {"model__image__hidden": "none"}, "objectives.masked_image reads masked pictures"),
         ("albef", {"objectives__masked_text__other": "masked"}, "objectives.masked_text reads masked pictures"),

@@ -11,6 +11,7 @@ Costs that would be thrown away are not spent, and no number changes by it:
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from maskvlm_jax.models.layers import Attention, Dtype, FeedForward, LayerNorm, dropout, take
@@ -23,6 +24,11 @@ class Memory(NamedTuple):
     key_ABTHK: jax.Array
     value_ABTHK: jax.Array
     valid_BT: jax.Array | None
+
+    def extend(self, other: "Memory") -> "Memory":
+        """These memories, then those of other examples."""
+        key, value = (jnp.concatenate(pair, axis=1) for pair in zip(self[:2], other[:2], strict=True))
+        return Memory(key, value, None if self.valid_BT is None else jnp.concatenate([self.valid_BT, other.valid_BT]))
 
     def gather(self, ids_P: jax.Array) -> "Memory":
         """The memories of the examples `ids_P`, repeats allowed."""

@@ -66,6 +66,12 @@ class PairSide(NamedTuple):
     memory: Memory | None
     valid_BS: jax.Array | None
 
+    def extend(self, other: "PairSide") -> "PairSide":
+        """These rows, then those of another."""
+        join = lambda a, b: None if a is None else jnp.concatenate([a, b])  # noqa: E731
+        memory = None if self.memory is None else self.memory.extend(other.memory)
+        return PairSide(join(self.start_BRD, other.start_BRD), memory, join(self.valid_BS, other.valid_BS))
+
     def gather(self, ids_P: jax.Array) -> "PairSide":
         """The rows `ids_P`, repeats allowed."""
         start, valid = (None if x is None else x[ids_P] for x in (self.start_BRD, self.valid_BS))

@@ -15,11 +15,13 @@ from maskvlm_jax.objectives import masked_text
 from maskvlm_jax.objectives.reduce import batch_mean_terms
 
 
-def distillation_loss(logits_BMV: jax.Array, teacher_BMV: jax.Array, valid_BM: jax.Array) -> jax.Array:
+def distillation_loss(
+    logits_BMV: jax.Array, teacher_BMV: jax.Array, valid_BM: jax.Array, per_example: jax.Array | None = None
+) -> jax.Array:
     """loss_B: H(softmax(teacher), softmax(logits)) averaged over every masked token of the batch."""
     probability_BMV = jax.nn.softmax(teacher_BMV.astype(jnp.float32))
     nll_BM = -jnp.sum(probability_BMV * jax.nn.log_softmax(logits_BMV.astype(jnp.float32)), axis=-1)
-    return batch_mean_terms(nll_BM, valid_BM)
+    return batch_mean_terms(nll_BM, valid_BM, per_example)
 
 
 class Objective(masked_text.Objective):
@@ -41,5 +43,6 @@ class Objective(masked_text.Objective):
         logits_BMV, positions = self.predict(ctx)
         loss_B, metrics = self.loss(ctx, logits_BMV, positions)
         teacher_BMV, _ = ctx.twin(self).predict(ctx.teacher)
-        distilled_B = distillation_loss(logits_BMV, jax.lax.stop_gradient(teacher_BMV), positions.valid_BM)
+        per_example, target_BMV = ctx.per_example("text_masked"), jax.lax.stop_gradient(teacher_BMV)
+        distilled_B = distillation_loss(logits_BMV, target_BMV, positions.valid_BM, per_example)
         return (1.0 - self.alpha) * loss_B + self.alpha * distilled_B, metrics

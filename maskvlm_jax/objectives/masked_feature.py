@@ -18,9 +18,11 @@ from maskvlm_jax.objectives import base
 from maskvlm_jax.objectives.reduce import batch_mean_terms
 
 
-def masked_feature_loss(pred_BMD: jax.Array, target_BMD: jax.Array, valid_BM: jax.Array) -> jax.Array:
+def masked_feature_loss(
+    pred_BMD: jax.Array, target_BMD: jax.Array, valid_BM: jax.Array, per_example: jax.Array | None = None
+) -> jax.Array:
     """loss_B: distance ‖·‖₁ of vectors of unit length, averaged over every masked patch of the batch."""
-    return batch_mean_terms(jnp.sum(jnp.abs(pred_BMD - target_BMD), axis=-1), valid_BM)
+    return batch_mean_terms(jnp.sum(jnp.abs(pred_BMD - target_BMD), axis=-1), valid_BM, per_example)
 
 
 class Objective(base.Objective):
@@ -41,4 +43,5 @@ class Objective(base.Objective):
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         pred_BMD, target_BMD = self.predict(ctx)
-        return masked_feature_loss(pred_BMD, target_BMD, ctx.masked_patches.valid_BM), {}
+        per_example = ctx.per_example("image_masked")
+        return masked_feature_loss(pred_BMD, target_BMD, ctx.masked_patches.valid_BM, per_example), {}

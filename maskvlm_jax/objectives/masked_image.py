@@ -25,11 +25,18 @@ def masked_patch_target(image_BYXC: jax.Array, ids_BM: jax.Array, patch: int) ->
     return jnp.take_along_axis(patchify(image_BYXC, patch), ids_BM[:, :, None], axis=1)
 
 
-def masked_pixel_loss(pred_BMF: jax.Array, target_BMF: jax.Array, valid_BM: jax.Array, *, norm: str) -> jax.Array:
+def masked_pixel_loss(
+    pred_BMF: jax.Array,
+    target_BMF: jax.Array,
+    valid_BM: jax.Array,
+    per_example: jax.Array | None = None,
+    *,
+    norm: str,
+) -> jax.Array:
     """loss_B: absolute ("l1") or squared ("l2") error, averaged over the pixels of every masked patch of the batch."""
     difference_BMF = pred_BMF.astype(jnp.float32) - target_BMF
     error_BMF = jnp.abs(difference_BMF) if norm == "l1" else jnp.square(difference_BMF)
-    return batch_mean_terms(jnp.mean(error_BMF, axis=-1), valid_BM)
+    return batch_mean_terms(jnp.mean(error_BMF, axis=-1), valid_BM, per_example)
 
 
 class Objective(base.Objective):
@@ -75,4 +82,5 @@ class Objective(base.Objective):
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         pred_BMF, positions = self.predict(ctx)
         target_BMF = masked_patch_target(ctx.pixels_BYXC, positions.ids_BM, self.patch)
-        return masked_pixel_loss(pred_BMF, target_BMF, positions.valid_BM, norm=self.norm), {}
+        per_example = ctx.per_example("image_masked")
+        return masked_pixel_loss(pred_BMF, target_BMF, positions.valid_BM, per_example, norm=self.norm), {}

@@ -19,9 +19,11 @@ from maskvlm_jax.objectives import base
 from maskvlm_jax.objectives.reduce import batch_mean_terms
 
 
-def masked_representation_loss(pred_BMD: jax.Array, target_BMD: jax.Array, valid_BM: jax.Array) -> jax.Array:
+def masked_representation_loss(
+    pred_BMD: jax.Array, target_BMD: jax.Array, valid_BM: jax.Array, per_example: jax.Array | None = None
+) -> jax.Array:
     """loss_B: squared distance of vectors of unit length, averaged over every masked position of the batch."""
-    return batch_mean_terms(jnp.sum(jnp.square(pred_BMD - target_BMD), axis=-1), valid_BM)
+    return batch_mean_terms(jnp.sum(jnp.square(pred_BMD - target_BMD), axis=-1), valid_BM, per_example)
 
 
 class Objective(base.Objective):
@@ -40,6 +42,7 @@ class Objective(base.Objective):
         target_image_BMD = whole.image(patches.ids_BM + ctx.vlm.image_encoder.class_tokens)
         target_text_BMD = whole.text(tokens.ids_BM)
         unit = lambda x: normalize(x.astype(jnp.float32))  # noqa: E731
-        image_B = masked_representation_loss(unit(image_BMD), unit(target_image_BMD), patches.valid_BM)
-        text_B = masked_representation_loss(unit(text_BMD), unit(target_text_BMD), tokens.valid_BM)
+        hidden, masked = ctx.per_example("image_masked"), ctx.per_example("text_masked")
+        image_B = masked_representation_loss(unit(image_BMD), unit(target_image_BMD), patches.valid_BM, hidden)
+        text_B = masked_representation_loss(unit(text_BMD), unit(target_text_BMD), tokens.valid_BM, masked)
         return image_B + text_B, {"image": jnp.mean(image_B), "text": jnp.mean(text_B)}

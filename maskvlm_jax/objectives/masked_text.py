@@ -19,10 +19,12 @@ from maskvlm_jax.objectives import base
 from maskvlm_jax.objectives.reduce import batch_mean_terms, masked_mean
 
 
-def masked_token_loss(logits_BMV: jax.Array, target_BM: jax.Array, valid_BM: jax.Array) -> jax.Array:
+def masked_token_loss(
+    logits_BMV: jax.Array, target_BM: jax.Array, valid_BM: jax.Array, per_example: jax.Array | None = None
+) -> jax.Array:
     """loss_B: negative log-likelihood (nats), averaged over every masked token of the batch."""
     nll_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV.astype(jnp.float32), target_BM)
-    return batch_mean_terms(nll_BM, valid_BM)
+    return batch_mean_terms(nll_BM, valid_BM, per_example)
 
 
 class Objective(base.Objective):
@@ -61,4 +63,5 @@ class Objective(base.Objective):
         target_BM = jnp.take_along_axis(ctx.batch["tokens"], positions.ids_BM, axis=1)
         correct_BM = jnp.argmax(logits_BMV, axis=-1) == target_BM
         accuracy = masked_mean(correct_BM.astype(jnp.float32), positions.valid_BM)
-        return masked_token_loss(logits_BMV, target_BM, positions.valid_BM), {"accuracy": accuracy}
+        per_example = ctx.per_example("text_masked")
+        return masked_token_loss(logits_BMV, target_BM, positions.valid_BM, per_example), {"accuracy": accuracy}

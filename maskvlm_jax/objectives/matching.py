@@ -32,12 +32,14 @@ def sample_hard_negatives(
     return jax.random.categorical(key, logits_BB, axis=1), jnp.any(~same_pair_BB, axis=1)
 
 
-def matching_loss(logits_BG2: jax.Array, matched_BG: jax.Array, valid_BG: jax.Array) -> jax.Array:
+def matching_loss(
+    logits_BG2: jax.Array, matched_BG: jax.Array, valid_BG: jax.Array, per_example: jax.Array | None = None
+) -> jax.Array:
     """loss_B: cross entropy averaged over every valid pair of the batch; G pairs an example, class 1 = matched."""
     nll_BG = optax.softmax_cross_entropy_with_integer_labels(
         logits_BG2.astype(jnp.float32), matched_BG.astype(jnp.int32)
     )
-    return batch_mean_terms(nll_BG, valid_BG)
+    return batch_mean_terms(nll_BG, valid_BG, per_example)
 
 
 class Objective(base.Objective):
@@ -64,14 +66,14 @@ class Objective(base.Objective):
         similarity_BB = jnp.zeros(same_pair_BB.shape) if self.negatives == "random" else ctx.similarity_BB
         text_of_image_B, image_found_B = sample_hard_negatives(text_key, similarity_BB, same_pair_BB)
         image_of_text_B, text_found_B = sample_hard_negatives(image_key, similarity_BB.T, same_pair_BB.T)
-        own_B = jnp.arange(similarity_BB.shape[0])
+        own, found_BG = ctx.own_rows, jnp.stack([text_found_B, image_found_B], axis=1)
+        valid_BG = jnp.concatenate([jnp.ones_like(found_BG[:, :1]), found_BG], axis=1)
+        per_example = jnp.mean(jnp.sum(valid_BG.astype(jnp.float32), axis=1))
+        valid_BG = valid_BG[own]
 
-        pair_PD = ctx.fuse_pairs(
-            jnp.concatenate([own_B, image_of_text_B, own_B]), jnp.concatenate([own_B, own_B, text_of_image_B])
-        )
+        pair_PD = ctx.fuse_with_negatives(image_of_text_B[own], text_of_image_B[own])
         logits_BG2 = self.classify(pair_PD).reshape(3, -1, 2).swapaxes(0, 1)
         matched_BG = jnp.broadcast_to(jnp.array([True, False, False]), logits_BG2.shape[:2])
-        valid_BG = jnp.stack([jnp.ones_like(text_found_B), text_found_B, image_found_B], axis=1)
         correct_BG = jnp.argmax(logits_BG2, axis=-1) == matched_BG
         accuracy = masked_mean(correct_BG.astype(jnp.float32), valid_BG)
-        return matching_loss(logits_BG2, matched_BG, valid_BG), {"accuracy": accuracy}
+        return matching_loss(logits_BG2, matched_BG, valid_BG, per_example), {"accuracy": accuracy}

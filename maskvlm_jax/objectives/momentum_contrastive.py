@@ -46,7 +46,7 @@ class Objective(base.Objective):
         if ctx.queue is not None:
             images_GE = jnp.concatenate([images_GE, ctx.queue.image_QE])
             texts_GE = jnp.concatenate([texts_GE, ctx.queue.text_QE])
-            same_BQ = jnp.any(ctx.batch["pair_id"][:, None] == ctx.queue.pair_id_Q2[None], axis=-1)
+            same_BQ = jnp.any(ctx.pair_ids_B2[:, None] == ctx.queue.pair_id_Q2[None], axis=-1)
             excluded_BG = jnp.concatenate([excluded_BG, same_BQ | ~ctx.queue.valid_Q[None]], axis=1)
 
         def direction(own_BE, teacher_BE, others_GE):

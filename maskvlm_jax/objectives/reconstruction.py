@@ -22,7 +22,9 @@ from maskvlm_jax.objectives.reduce import batch_mean_terms
 MEAN, STD = (np.array(x, np.float32) for x in (IMAGENET_MEAN, IMAGENET_STD))
 
 
-def reconstruction_loss(pred_BNF: jax.Array, target_BNF: jax.Array, counted_BN: jax.Array) -> jax.Array:
+def reconstruction_loss(
+    pred_BNF: jax.Array, target_BNF: jax.Array, counted_BN: jax.Array, per_example: jax.Array | None = None
+) -> jax.Array:
     """loss_B: squared error summed over channels, averaged over the pixels of the counted patches of the batch.
 
     Args:
@@ -31,7 +33,7 @@ def reconstruction_loss(pred_BNF: jax.Array, target_BNF: jax.Array, counted_BN: 
     """
     pixels = pred_BNF.shape[-1] // 3
     error_BN = jnp.sum(jnp.square(pred_BNF.astype(jnp.float32) - target_BNF), axis=-1) / pixels
-    return batch_mean_terms(error_BN, counted_BN)
+    return batch_mean_terms(error_BN, counted_BN, per_example)
 
 
 class Objective(base.Objective):
@@ -68,4 +70,5 @@ class Objective(base.Objective):
         image_BYXC, masked_BN = ctx.pixels_BYXC, ctx.batch["image_masked"]
         target_BNF = patchify(image_BYXC * STD + MEAN, ctx.vlm.image_encoder.patch)
         counted_BN = masked_BN if self.region == "masked" else jnp.ones_like(masked_BN)
-        return reconstruction_loss(self._rebuilt(ctx), target_BNF, counted_BN), {}
+        per_example = ctx.per_example("image_masked") if self.region == "masked" else None
+        return reconstruction_loss(self._rebuilt(ctx), target_BNF, counted_BN, per_example), {}

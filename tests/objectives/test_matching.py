@@ -80,9 +80,14 @@ class FakeContext:
         size = len(similarity_BB)
         self.table = jnp.asarray(np.random.default_rng(2).normal(size=(size, size, toy.WIDTH)))
 
-    def fuse_pairs(self, image_ids_P, text_ids_P):
-        self.pairs = image_ids_P, text_ids_P
-        return self.table[image_ids_P, text_ids_P]
+    @property
+    def own_rows(self):
+        return jnp.arange(len(self.same_pair_BB))
+
+    def fuse_with_negatives(self, image_of_text_B, text_of_image_B):
+        own_B = self.own_rows
+        self.pairs = jnp.concatenate([own_B, image_of_text_B, own_B]), jnp.concatenate([own_B, own_B, text_of_image_B])
+        return self.table[self.pairs]
 
 
 def objective() -> matching.Objective:
@@ -106,7 +111,7 @@ def test_loss_labels_the_pair_itself_matched_and_leaves_out_examples_without_a_n
     same, module = numpy_losses.same_pair(ids), objective()
     ctx = FakeContext(similarity(len(ids)), same)
     loss_B, _ = module(ctx, jax.random.key(0))
-    pairs = np.asarray(ctx.fuse_pairs(*ctx.pairs))
+    pairs = np.asarray(ctx.table[ctx.pairs])
     kernel, bias = np.asarray(module.to_match.kernel[...]), np.asarray(module.to_match.bias[...])
     logits = (pairs @ kernel + bias).reshape(3, len(ids), 2).swapaxes(0, 1)
     has_negative = ~np.all(same, axis=1)
