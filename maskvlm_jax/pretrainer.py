@@ -77,8 +77,10 @@ class Pretrainer(nnx.Module):
         counts = {"masked_patches": self.masked_patches, "text_ratio": self.text_ratio}
         return Context(self.vlm, batch, **counts, views=views, **options)
 
-    def embeddings(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """image_BE and text_BE of a batch."""
+    def embeddings(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array | None, jax.Array | None]:
+        """image_BE and text_BE of a batch, None where there is no contrastive space."""
+        if not self.vlm.embed:
+            return None, None
         ctx = self.context(batch)
         return ctx.image_embedding_BE, ctx.text_embedding_BE
 

@@ -137,7 +137,7 @@ def make_train_step(
         model, teacher = models(state.params, state)
 
         def embed(network: nnx.Module | None) -> tuple[jax.Array | None, jax.Array | None]:
-            if network is None or not network.vlm.embed:
+            if network is None:
                 return None, None
             parts = jax.lax.map(network.embeddings, cut)
             return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, x.shape[-1]), parts)

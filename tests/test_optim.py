@@ -125,7 +125,10 @@ class OneNumber(nnx.Module):
     def make_queue(self):
         return None
 
-    def __call__(self, batch, key, *, teacher, queue):
+    def embeddings(self, batch):
+        return None, None
+
+    def __call__(self, batch, key, *, teacher, queue, whole=None, teacher_whole=None):
         loss = jnp.mean(batch["x"]) * self.vlm.temperature[...]
         return Output(loss, {"loss": loss}, queue)
 
