@@ -16,6 +16,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# The README's environment, where there is one and PYTHON asks for no other.
+if [[ -z ${PYTHON:-} && -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; fi
+
 die() { echo "error: $*" >&2; exit 2; }
 
 [[ ${1:-} =~ ^[1-9][0-9]*$ ]] || die "usage: launch/simulate_pod.sh N --config=FILE --workdir=FOLDER ..."
@@ -39,14 +42,14 @@ if [[ $fault == torn ]]; then
   find "$workdir/checkpoints/$newest/params" -type f -size +1k -exec truncate -s -500 {} +
 fi
 
-port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+port=$("${PYTHON:-python}" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 mkdir -p "$logs"
 export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=${DEVICES:-1}
 pids=()
 for ((process = 0; process < count; process++)); do
   (
     [[ $fault == disk && $victim == "$process" ]] && ulimit -f "${DISK_KB:-100}"
-    exec python -m maskvlm_jax.main "$@" --coordinator="127.0.0.1:$port" --processes="$count" --process="$process"
+    exec "${PYTHON:-python}" -m maskvlm_jax.main "$@" --coordinator="127.0.0.1:$port" --processes="$count" --process="$process"
   ) >"$logs/$process.log" 2>&1 &
   pids+=($!)
 done

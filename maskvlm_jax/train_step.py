@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from maskvlm_jax import processes, sharding
+from maskvlm_jax.accumulation import gradients_of_parts
 from maskvlm_jax.context import Whole
 from maskvlm_jax.optim import parameter_path
 from maskvlm_jax.queue import Queue, push
@@ -112,9 +113,7 @@ def make_train_step(
 
     Args:
         accumulate: the batch is cut into this many microbatches, one after the other in memory. Loss and gradients
-            are those of the whole batch, negatives included: embeddings are computed first, without a gradient, and
-            each microbatch then puts its own in their place (as GradCache, arXiv 2101.06983); hard negatives of other
-            microbatches are encoded once more. Only dropout draws differ.
+            are those of the whole batch, see `accumulation`; only dropout draws differ.
         ema_decay: of the moving average of the parameters; 0 = off.
     """
 
@@ -132,33 +131,10 @@ def make_train_step(
         return grads, metrics, queue
 
     def accumulated(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array):
-        # Every `accumulate`-th example, so that no example leaves its device.
-        cut = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), dict(batch))
-        model, teacher = models(state.params, state)
-
-        def embed(network: nnx.Module | None) -> tuple[jax.Array | None, jax.Array | None]:
-            if network is None:
-                return None, None
-            parts = jax.lax.map(network.embeddings, cut)
-            return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, x.shape[-1]), parts)
-
-        own, momentum = embed(model), embed(teacher)
-
-        def part_gradients(number: jax.Array, part: Mapping[str, jax.Array]):
-            wholes = {"whole": Whole(batch, *own, number, accumulate)}
-            if teacher is not None:
-                wholes["teacher_whole"] = Whole(batch, *momentum, number, accumulate)
-            return gradients(state, part, key, **wholes)[:2]
-
-        parts = (jnp.arange(accumulate), cut)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype),
-            jax.eval_shape(part_gradients, *jax.tree.map(lambda x: x[0], parts)),
-        )
-        add = lambda total, part: (jax.tree.map(jnp.add, total, part_gradients(*part)), None)  # noqa: E731
-        total, _ = jax.lax.scan(add, zeros, parts)
+        of_part = lambda part, **wholes: gradients(state, part, key, **wholes)[:2]  # noqa: E731
+        grads, metrics, momentum = gradients_of_parts(of_part, *models(state.params, state), batch, accumulate)
         queue = state.queue if state.queue is None else push(state.queue, *momentum, batch["pair_id"])
-        return *jax.tree.map(lambda x: x / accumulate, total), queue
+        return grads, metrics, queue
 
     def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         batch = dict(batch)

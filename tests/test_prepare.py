@@ -214,6 +214,14 @@ def kill_at(monkeypatch, module, name: str, call: int) -> list:
     return calls
 
 
+def run_killed_at(monkeypatch, config, record: int) -> None:
+    """A run that ends before its `record`-th record is written."""
+    with monkeypatch.context() as patch:
+        kill_at(patch, records, "encode", record)
+        with pytest.raises(Killed):
+            run(config)
+
+
 @pytest.mark.parametrize(
     ("module", "name", "call", "left"),
     [
@@ -246,10 +254,7 @@ def test_what_was_killed_goes_on_and_ends_with_the_same_files(albums, tmp_path, 
 
 def test_finished_shards_are_not_written_again(albums, tmp_path, monkeypatch):
     config = settings(tmp_path)
-    with monkeypatch.context() as patch:
-        kill_at(patch, records, "encode", 8)
-        with pytest.raises(Killed):
-            run(config)
+    run_killed_at(monkeypatch, config, 8)
     first = tmp_path / "train" / "shard-00000-of-00004.array_record"
     before = first.stat()
     run(config)
@@ -337,10 +342,7 @@ def test_a_set_with_nothing_sound_says_where_the_reasons_are(albums, tmp_path):
 
 def test_a_picture_that_changes_on_the_way_is_told(albums, tmp_path, monkeypatch):
     config = settings(tmp_path)
-    with monkeypatch.context() as patch:
-        kill_at(patch, records, "encode", 1)
-        with pytest.raises(Killed):
-            run(config)
+    run_killed_at(monkeypatch, config, 1)
     albums["sound"]._pictures[4] = ("04", SOUND["05"])
     with pytest.raises(UserError, match="the picture 04 changed while it was prepared; remove"):
         run(config)

@@ -1,7 +1,6 @@
 """Several processes train as one: the same stream, the same losses, the same stop; faults lose nothing."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -22,7 +21,7 @@ def pod(cli_environment, tmp_path):
 
     def run(count: int, *flags: str, workdir: Path = tmp_path / "pod", devices: int = 1, **settings: str):
         environment = cli_environment | {"DEVICES": str(devices), "GRACE": "3"} | settings
-        environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment["PYTHON"] = sys.executable
         command = ["launch/simulate_pod.sh", str(count), CONFIG, f"--workdir={workdir}", *(flags or toy_flags())]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 

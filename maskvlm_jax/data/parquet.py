@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskvlm_jax.data.caption_files import choose_column, usable_captions
-from maskvlm_jax.data.webdataset import find_shards
+from maskvlm_jax.data.shards import find_shards
 from maskvlm_jax.errors import UserError
 
 _USUAL_PICTURES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from maskvlm_jax.data import webdataset
+from maskvlm_jax.data import tar_index, webdataset
 from maskvlm_jax.data.webdataset import WebDataset
 from maskvlm_jax.errors import UserError
 
@@ -222,7 +222,7 @@ def test_a_header_with_an_impossible_size_ends_the_shard(root: Path, size: bytes
 
 def test_the_index_is_made_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_shards(root)
-    monkeypatch.setattr(webdataset, "_index_tar", None)
+    monkeypatch.setattr(tar_index, "_index_tar", None)
     again = open_shards(root)
     assert contents(again) == contents(first) and again[4] == first[4]
     assert again.fingerprint == first.fingerprint and again.report == first.report
@@ -264,7 +264,7 @@ def test_an_index_that_points_out_of_the_shard_is_not_believed(root: Path) -> No
     for field, value in (("image_size", 1 << 60), ("image", -1), ("caption", 1 << 62), ("key_end", 99)):
         samples = shard.samples.copy()
         samples[field][1] = value
-        webdataset._save_index(root / "00000.tar.index", shard._replace(samples=samples), "")
+        tar_index._save_index(root / "00000.tar.index", shard._replace(samples=samples), "")
         assert contents(open_shards(root, shards="00000.tar")) == expected
 
 
@@ -295,7 +295,9 @@ def test_many_threads_read_many_shards(root: Path, monkeypatch: pytest.MonkeyPat
     for number in range(20):
         write_tar(root / f"{number:02d}.tar", *sample("k", f"caption {number}"))
     source = open_shards(root, shards="??.tar")
-    monkeypatch.setattr(webdataset, "_opened", webdataset.lru_cache(maxsize=2)(webdataset._opened.__wrapped__))
+    few = tar_index.lru_cache(maxsize=2)(tar_index.opened.__wrapped__)
+    monkeypatch.setattr(webdataset, "opened", few)
+    monkeypatch.setattr(tar_index, "opened", few)
     with ThreadPoolExecutor(16) as pool:
         examples = list(pool.map(source.__getitem__, [i % 20 for i in range(2000)]))
     assert all(
@@ -306,7 +308,7 @@ def test_many_threads_read_many_shards(root: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_shard_that_goes_away_gives_no_picture(root: Path) -> None:
     source = open_shards(root)
-    webdataset._opened.cache_clear()
+    tar_index.opened.cache_clear()
     (root / "00000.tar").unlink()
     os.truncate(root / "00001.tar", 600)
     assert source[0] == {"id": "00000/000", "image": b"", "captions": []}
@@ -361,6 +363,6 @@ def test_a_shard_that_cannot_be_read(root: Path, monkeypatch: pytest.MonkeyPatch
     def refuse(*_) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(webdataset, "_index_tar", refuse)
+    monkeypatch.setattr(tar_index, "_index_tar", refuse)
     with pytest.raises(UserError, match=r"00000.tar: the shard cannot be read \(Permission denied\); check the file"):
         open_shards(root)
