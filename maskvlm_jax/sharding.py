@@ -86,14 +86,21 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
 
 def optimizer_shardings(tx: optax.GradientTransformation, params: Any, shardings: Any, mesh: Mesh) -> Any:
     """Shardings of the optimizer's state: moments follow their parameter, the rest is replicated."""
-    state = jax.eval_shape(tx.init, params)
-    return optax.tree_map_params(
-        tx,
-        lambda _, sharding: sharding,
-        state,
-        shardings,
-        transform_non_params=lambda _: replicated(mesh),
-    )
+    placed = None
+
+    def place() -> None:
+        nonlocal placed
+        placed = optax.tree_map_params(
+            tx,
+            lambda _, sharding: sharding,
+            tx.init(params),
+            shardings,
+            transform_non_params=lambda _: replicated(mesh),
+        )
+
+    # Optax calls `init` once more: traced, it asks nothing of devices that may be described only.
+    jax.eval_shape(place)
+    return placed
 
 
 def rows_of_process(mesh: Mesh, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
