@@ -26,7 +26,9 @@ def get_config(arg: str = "") -> ConfigDict:
         config.objectives.contrastive = ConfigDict({"name": "contrastive", "weight": 1.0})
     if config.model.fusion.kind != "none":
         negatives = "hard" if config.model.embed else "random"
-        config.objectives.matching = ConfigDict({"name": "matching", "weight": 1.0, "negatives": negatives})
+        config.objectives.matching = ConfigDict(
+            {"name": "matching", "weight": 1.0, "negatives": negatives, "pool": "global"}
+        )
     config.optim.ema_decay = 0.0
     if config.batch_size >= 512:
         # The paper: 15 epochs of COCO or Flickr30k, batch 256, 1e-5.

@@ -19,7 +19,7 @@ def maskvlm(config: ConfigDict) -> None:
             "masked_image": {"name": "masked_image", "weight": 1.0, "other": "clean", "norm": "l1", "decoder": decoder},
             "masked_text": {"name": "masked_text", "weight": 1.0, "other": "clean", "tie": False},
             "contrastive": {"name": "contrastive", "weight": 1.0},
-            "matching": {"name": "matching", "weight": 1.0, "negatives": "hard"},
+            "matching": {"name": "matching", "weight": 1.0, "negatives": "hard", "pool": "global"},
         }
     )
 
@@ -40,7 +40,7 @@ def albef(config: ConfigDict) -> None:
                 "alpha": 0.4,
             },
             "contrastive": {"name": "momentum_contrastive", "weight": 1.0, "queue": 65_536, "alpha": 0.4},
-            "matching": {"name": "matching", "weight": 1.0, "negatives": "hard"},
+            "matching": {"name": "matching", "weight": 1.0, "negatives": "hard", "pool": "global"},
         }
     )
 
@@ -64,7 +64,7 @@ def mamo(config: ConfigDict) -> None:
             "masked_feature": {"name": "masked_feature", "weight": 1.0},
             "masked_text": {"name": "masked_text", "weight": 1.0, "other": "clean", "tie": False},
             "contrastive": {"name": "contrastive", "weight": 1.0},
-            "matching": {"name": "matching", "weight": 1.0, "negatives": "hard"},
+            "matching": {"name": "matching", "weight": 1.0, "negatives": "hard", "pool": "global"},
         }
     )
 

@@ -67,6 +67,7 @@ _OBJECTIVE_CHOICES = {
     "norm": ("l1", "l2"),
     "region": ("all", "masked"),
     "negatives": ("hard", "random"),
+    "pool": ("global", "local"),
     "other": ("clean", "masked"),
 }
 _HIDE_PATCHES = ("masked_image", "reconstruction", "masked_feature", "masked_representation")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskvlm_jax.models.fusion import Fused, PairSide, Side
-from maskvlm_jax.models.layers import Positions
+from maskvlm_jax.models.layers import Positions, interleave, separate, take_rows
 from maskvlm_jax.models.vision import normalised
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.queue import Queue
@@ -230,35 +230,37 @@ class Context:
 
     def fuse_pairs(self, image_ids_P: jax.Array, text_ids_P: jax.Array) -> jax.Array:
         """pair_PD, what is matched, of own image `image_ids_P[p]` with own caption `text_ids_P[p]`."""
-        return self._match(*self._pair_sides(), image_ids_P, text_ids_P)
+        image, text = self._pair_sides()
+        return self._match(image.gather(image_ids_P), text.gather(text_ids_P))
 
-    def fuse_with_negatives(self, image_of_text_B: jax.Array, text_of_image_B: jax.Array) -> jax.Array:
-        """pair_PD of every own pair, then of its caption with another picture, then of its picture with another
-        caption; the others are rows of the whole batch."""
-        own, (image, text) = jnp.arange(len(image_of_text_B)), self._pair_sides()
-        if self.whole is not None:
-            # They may be in another microbatch: encoded once more, with their gradient.
-            image = image.extend(self._other_images(image_of_text_B))
-            text = text.extend(self._other_texts(text_of_image_B))
-            image_of_text_B = text_of_image_B = len(own) + own
-        images_P = jnp.concatenate([own, image_of_text_B, own])
-        return self._match(image, text, images_P, jnp.concatenate([own, own, text_of_image_B]))
+    def fuse_with_negatives(self, image_of_text_B: jax.Array, text_of_image_B: jax.Array, shares: int = 1) -> jax.Array:
+        """pair_PD, three an example: the pair itself, its caption with another picture, its picture with another
+        caption; the others are rows of the whole batch, of the example's own part of it where there are `shares`."""
+        image, text = self._pair_sides()
+        if self.whole is None:
+            other_image, other_text = image.gather(image_of_text_B, shares), text.gather(text_of_image_B, shares)
+        else:  # they may be in another microbatch: encoded once more, with their gradient
+            other_image = self._other_images(image_of_text_B, shares)
+            other_text = self._other_texts(text_of_image_B, shares)
+        return self._match(
+            PairSide.interleave([image, other_image, image]), PairSide.interleave([text, text, other_text])
+        )
 
     def _pair_sides(self) -> tuple[PairSide, PairSide]:
         fusion = self.vlm.fusion
         image = fusion.pair_image(self.image_side(), self.key("start/image"))
         return image, fusion.pair_text(self.text_side(), self.key("start/text"))
 
-    def _match(self, image: PairSide, text: PairSide, images_P: jax.Array, texts_P: jax.Array) -> jax.Array:
-        keys = self.key("pairs/image"), self.key("pairs/text")
-        return self.vlm.fusion.match(image.gather(images_P), text.gather(texts_P), keys)
+    def _match(self, image: PairSide, text: PairSide) -> jax.Array:
+        return self.vlm.fusion.match(image, text, (self.key("pairs/image"), self.key("pairs/text")))
 
-    def _other_images(self, rows: jax.Array) -> PairSide:
-        image_BSD = self.vlm.encode_image(normalised(self.whole.batch["image"][rows]), None, None, self.key("others"))
+    def _other_images(self, rows: jax.Array, shares: int) -> PairSide:
+        image = normalised(take_rows(self.whole.batch["image"], rows, 0, shares))
+        image_BSD = self.vlm.encode_image(image, None, None, self.key("others"))
         return self.vlm.fusion.pair_image(self.vlm.fusion.image_side(image_BSD), self.key("start/other_images"))
 
-    def _other_texts(self, rows: jax.Array) -> PairSide:
-        tokens_BL, valid_BL = (self.whole.batch[name][rows] for name in ("tokens", "token_valid"))
+    def _other_texts(self, rows: jax.Array, shares: int) -> PairSide:
+        tokens_BL, valid_BL = (take_rows(self.whole.batch[name], rows, 0, shares) for name in ("tokens", "token_valid"))
         text_BLD = self.vlm.text_encoder(tokens_BL, valid_BL, self.key("other_texts"))
         return self.vlm.fusion.pair_text(self.vlm.fusion.text_side(text_BLD, valid_BL), self.key("start/other_texts"))
 
@@ -299,13 +301,12 @@ class Context:
             return [self.vlm.encode_image(image, None, None, key)] * len(views)
         if hidden_by == "drop" and len(views) > 1:
             return [self._encode_images([view])[0] for view in views]
-        hidden = None if views == ["clean"] else jnp.concatenate([masked & (view == "masked") for view in views])
+        hidden = None if views == ["clean"] else interleave([masked & (view == "masked") for view in views])
         visible = self.visible_patches if hidden_by == "drop" and hidden is not None else None
-        out = self.vlm.encode_image(jnp.concatenate([image] * len(views)), hidden, visible, key)
-        return jnp.split(out, len(views))
+        return separate(self.vlm.encode_image(interleave([image] * len(views)), hidden, visible, key), len(views))
 
     def _encode_texts(self, views: list[str]) -> list[jax.Array]:
         names = {"clean": "tokens", "masked": "tokens_masked"}
-        tokens = jnp.concatenate([self.batch[names[view]] for view in views])
-        valid = jnp.concatenate([self.batch["token_valid"]] * len(views))
-        return jnp.split(self.vlm.text_encoder(tokens, valid, self.key("text" + "".join(views))), len(views))
+        tokens = interleave([self.batch[names[view]] for view in views])
+        valid = interleave([self.batch["token_valid"]] * len(views))
+        return separate(self.vlm.text_encoder(tokens, valid, self.key("text" + "".join(views))), len(views))

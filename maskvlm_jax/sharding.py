@@ -4,6 +4,7 @@ Axes: "data" and "fsdp" split the batch; "fsdp" also splits parameters; "model" 
 feed-forwards. Axis types are Auto: the compiler places intermediates.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,6 +55,12 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
         raise UserError(
             f"batch_size {batch_size} is not divisible by {shares} device share(s) x {accumulate} accumulation step(s)"
         )
+
+
+def batch_shares() -> int:
+    """Into how many parts the batch is split over the devices of the mesh that is set; 1 where none is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.get(axis, 1) for axis in BATCH[0])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -8,13 +8,22 @@ Costs that would be thrown away are not spent, and no number changes by it:
 * the last block is computed only at the positions that are read (`read_BR`).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.models.layers import Attention, Dtype, FeedForward, LayerNorm, dropout, take
+from maskvlm_jax.models.layers import (
+    Attention,
+    Dtype,
+    FeedForward,
+    LayerNorm,
+    dropout,
+    interleave,
+    take,
+    take_rows,
+)
 from maskvlm_jax.models.stack import Stack, layer_keys
 
 
@@ -25,15 +34,17 @@ class Memory(NamedTuple):
     value_ABTHK: jax.Array
     valid_BT: jax.Array | None
 
-    def extend(self, other: "Memory") -> "Memory":
-        """These memories, then those of other examples."""
-        key, value = (jnp.concatenate(pair, axis=1) for pair in zip(self[:2], other[:2], strict=True))
-        return Memory(key, value, None if self.valid_BT is None else jnp.concatenate([self.valid_BT, other.valid_BT]))
+    @staticmethod
+    def interleave(memories: Sequence["Memory"]) -> "Memory":
+        """Several memories of as many examples each, example by example."""
+        key, value = (interleave(parts, axis=1) for parts in zip(*(memory[:2] for memory in memories), strict=True))
+        valid = [memory.valid_BT for memory in memories]
+        return Memory(key, value, None if valid[0] is None else interleave(valid))
 
-    def gather(self, ids_P: jax.Array) -> "Memory":
-        """The memories of the examples `ids_P`, repeats allowed."""
-        valid = None if self.valid_BT is None else self.valid_BT[ids_P]
-        return Memory(self.key_ABTHK[:, ids_P], self.value_ABTHK[:, ids_P], valid)
+    def gather(self, ids_P: jax.Array, shares: int = 1) -> "Memory":
+        """The memories of the examples `ids_P`; `shares` as in `take_rows`."""
+        key, value = (take_rows(x, ids_P, 1, shares) for x in self[:2])
+        return Memory(key, value, None if self.valid_BT is None else take_rows(self.valid_BT, ids_P, 0, shares))
 
 
 class CrossBlock(nnx.Module):

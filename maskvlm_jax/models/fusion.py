@@ -8,7 +8,7 @@
 `CrossFusion` is here; `JointFusion` (merged and single stream) in `models/joint.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskvlm_jax.models.cross import CrossStack, Memory
-from maskvlm_jax.models.layers import Positions
+from maskvlm_jax.models.layers import Positions, interleave, take_rows
 
 Keys = tuple[jax.Array | None, jax.Array | None]
 
@@ -66,16 +66,20 @@ class PairSide(NamedTuple):
     memory: Memory | None
     valid_BS: jax.Array | None
 
-    def extend(self, other: "PairSide") -> "PairSide":
-        """These rows, then those of another."""
-        join = lambda a, b: None if a is None else jnp.concatenate([a, b])  # noqa: E731
-        memory = None if self.memory is None else self.memory.extend(other.memory)
-        return PairSide(join(self.start_BRD, other.start_BRD), memory, join(self.valid_BS, other.valid_BS))
+    @staticmethod
+    def interleave(sides: Sequence["PairSide"]) -> "PairSide":
+        """Several sides of as many examples each, example by example."""
+        start, memory, valid = zip(*sides, strict=True)
+        return PairSide(
+            None if start[0] is None else interleave(start),
+            None if memory[0] is None else Memory.interleave(memory),
+            None if valid[0] is None else interleave(valid),
+        )
 
-    def gather(self, ids_P: jax.Array) -> "PairSide":
-        """The rows `ids_P`, repeats allowed."""
-        start, valid = (None if x is None else x[ids_P] for x in (self.start_BRD, self.valid_BS))
-        return PairSide(start, None if self.memory is None else self.memory.gather(ids_P), valid)
+    def gather(self, ids_P: jax.Array, shares: int = 1) -> "PairSide":
+        """The rows `ids_P`; `shares` as in `take_rows`."""
+        start, valid = (None if x is None else take_rows(x, ids_P, 0, shares) for x in (self.start_BRD, self.valid_BS))
+        return PairSide(start, None if self.memory is None else self.memory.gather(ids_P, shares), valid)
 
 
 class CrossFusion(nnx.Module):

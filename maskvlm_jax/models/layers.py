@@ -1,6 +1,6 @@
 """Dense, attention, feed-forward and the self-attention block: every attention in the project is computed here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -51,6 +51,38 @@ def take(x_BSD: jax.Array, read_BR: jax.Array | None) -> jax.Array:
     if read_BR is None:
         return x_BSD
     return jnp.take_along_axis(x_BSD, read_BR[:, :, None], axis=1)
+
+
+def interleave(arrays: Sequence[jax.Array], axis: int = 0) -> jax.Array:
+    """Rows of several arrays example by example: row 0 of each, then row 1 of each.
+
+    Where the rows are split over devices no row leaves its own, as it would in a concatenation.
+    """
+    shape = list(arrays[0].shape)
+    shape[axis] *= len(arrays)
+    return jnp.stack(arrays, axis + 1).reshape(shape)
+
+
+def separate(x: jax.Array, count: int) -> list[jax.Array]:
+    """The `count` arrays whose rows were interleaved."""
+    cut = x.reshape(-1, count, *x.shape[1:])
+    return [cut[:, i] for i in range(count)]
+
+
+def take_rows(x: jax.Array, ids_P: jax.Array, axis: int = 0, shares: int = 1) -> jax.Array:
+    """The rows `ids_P` of x, repeats allowed.
+
+    Args:
+        shares: with more than one, rows and ids are cut into as many equal parts, and every id is a row of its own
+            part: nothing is read of another.
+    """
+    if shares == 1:
+        return jnp.take(x, ids_P, axis)
+    size = x.shape[axis] // shares
+    parts = x.reshape(*x.shape[:axis], shares, size, *x.shape[axis + 1 :])
+    own_SP = ids_P.reshape(shares, -1) - size * jnp.arange(shares)[:, None]
+    found = jax.vmap(lambda part, ids: jnp.take(part, ids, axis), in_axes=(axis, 0), out_axes=axis)(parts, own_SP)
+    return found.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
 
 
 class Positions(NamedTuple):

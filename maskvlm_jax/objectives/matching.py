@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from maskvlm_jax import sharding
 from maskvlm_jax.context import Context
 from maskvlm_jax.models.layers import Dense
 from maskvlm_jax.models.vlm import VLM
@@ -49,11 +50,13 @@ class Objective(base.Objective):
         vlm: the model.
         shared: block arguments shared with the model.
         negatives: "hard", drawn by similarity in the contrastive space, or "random", for a model that has none.
+        pool: "global", they are drawn from the whole batch, whichever devices hold it; "local", from the examples on
+            the same device, as ALBEF does: no token sequence travels, and the draw depends on the number of devices.
     """
 
-    def __init__(self, vlm: VLM, *, shared: dict, negatives: str = "hard", rngs: nnx.Rngs):
+    def __init__(self, vlm: VLM, *, shared: dict, negatives: str = "hard", pool: str = "global", rngs: nnx.Rngs):
         self.to_match = Dense(vlm.text_encoder.width, 2, init_std=shared["init_std"], rngs=rngs)
-        self.negatives = negatives
+        self.negatives, self.pool = negatives, pool
         self.views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
 
     def classify(self, pair_PD: jax.Array) -> jax.Array:
@@ -62,7 +65,11 @@ class Objective(base.Objective):
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         image_key, text_key = jax.random.split(key)
-        same_pair_BB = ctx.same_pair_BB
+        same_pair_BB, shares = ctx.same_pair_BB, 1
+        if self.pool == "local":
+            shares = sharding.batch_shares()
+            share_B = jnp.arange(len(same_pair_BB)) // (len(same_pair_BB) // shares)
+            same_pair_BB |= share_B[:, None] != share_B[None, :]  # nor a negative of each other
         similarity_BB = jnp.zeros(same_pair_BB.shape) if self.negatives == "random" else ctx.similarity_BB
         text_of_image_B, image_found_B = sample_hard_negatives(text_key, similarity_BB, same_pair_BB)
         image_of_text_B, text_found_B = sample_hard_negatives(image_key, similarity_BB.T, same_pair_BB.T)
@@ -71,8 +78,8 @@ class Objective(base.Objective):
         per_example = jnp.mean(jnp.sum(valid_BG.astype(jnp.float32), axis=1))
         valid_BG = valid_BG[own]
 
-        pair_PD = ctx.fuse_with_negatives(image_of_text_B[own], text_of_image_B[own])
-        logits_BG2 = self.classify(pair_PD).reshape(3, -1, 2).swapaxes(0, 1)
+        pair_PD = ctx.fuse_with_negatives(image_of_text_B[own], text_of_image_B[own], shares)
+        logits_BG2 = self.classify(pair_PD).reshape(-1, 3, 2)
         matched_BG = jnp.broadcast_to(jnp.array([True, False, False]), logits_BG2.shape[:2])
         correct_BG = jnp.argmax(logits_BG2, axis=-1) == matched_BG
         accuracy = masked_mean(correct_BG.astype(jnp.float32), valid_BG)

@@ -84,9 +84,10 @@ class FakeContext:
     def own_rows(self):
         return jnp.arange(len(self.same_pair_BB))
 
-    def fuse_with_negatives(self, image_of_text_B, text_of_image_B):
-        own_B = self.own_rows
-        self.pairs = jnp.concatenate([own_B, image_of_text_B, own_B]), jnp.concatenate([own_B, own_B, text_of_image_B])
+    def fuse_with_negatives(self, image_of_text_B, text_of_image_B, shares):
+        own_B, self.shares = self.own_rows, shares
+        images_B3 = jnp.stack([own_B, image_of_text_B, own_B], axis=1)
+        self.pairs = images_B3.ravel(), jnp.stack([own_B, own_B, text_of_image_B], axis=1).ravel()
         return self.table[self.pairs]
 
 
@@ -98,7 +99,7 @@ def objective() -> matching.Objective:
 def test_an_example_is_itself_then_a_wrong_picture_then_a_wrong_caption():
     ctx, size = FakeContext(similarity(), numpy_losses.same_pair(IDS)), len(IDS)
     objective()(ctx, jax.random.key(0))
-    images, texts = (np.asarray(ids).reshape(3, size) for ids in ctx.pairs)
+    images, texts = (np.asarray(ids).reshape(size, 3).T for ids in ctx.pairs)
     own, same = np.arange(size), numpy_losses.same_pair(IDS)
     np.testing.assert_array_equal(images[[0, 2]], [own, own])
     np.testing.assert_array_equal(texts[[0, 1]], [own, own])
@@ -113,7 +114,7 @@ def test_loss_labels_the_pair_itself_matched_and_leaves_out_examples_without_a_n
     loss_B, _ = module(ctx, jax.random.key(0))
     pairs = np.asarray(ctx.table[ctx.pairs])
     kernel, bias = np.asarray(module.to_match.kernel[...]), np.asarray(module.to_match.bias[...])
-    logits = (pairs @ kernel + bias).reshape(3, len(ids), 2).swapaxes(0, 1)
+    logits = (pairs @ kernel + bias).reshape(len(ids), 3, 2)
     has_negative = ~np.all(same, axis=1)
     valid = np.stack([np.ones(len(ids), bool), has_negative, has_negative], axis=1)
     np.testing.assert_allclose(jnp.mean(loss_B), numpy_losses.matching(logits, valid), rtol=1e-5)
@@ -126,7 +127,7 @@ def test_wrong_pictures_and_wrong_captions_are_drawn_by_the_softmax_and_independ
 
     def draw(key):
         module(ctx, key)
-        image_ids, text_ids = (ids.reshape(3, 3) for ids in ctx.pairs)
+        image_ids, text_ids = (ids.reshape(3, 3).T for ids in ctx.pairs)
         return image_ids[1, 0], text_ids[2, 0]
 
     images, texts = map(np.asarray, jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), DRAWS)))
@@ -138,7 +139,7 @@ def test_wrong_pictures_follow_the_columns_and_wrong_captions_the_rows():
     rows_and_columns_differ = np.array([[0, 9e3, 0], [0, 0, 9e3], [9e3, 0, 0]], np.float32)
     ctx = FakeContext(rows_and_columns_differ, np.eye(3, dtype=bool))
     objective()(ctx, jax.random.key(0))
-    image_ids, text_ids = (np.asarray(ids).reshape(3, 3) for ids in ctx.pairs)
+    image_ids, text_ids = (np.asarray(ids).reshape(3, 3).T for ids in ctx.pairs)
     np.testing.assert_array_equal(text_ids[2], [1, 2, 0])  # the best caption of each picture
     np.testing.assert_array_equal(image_ids[1], [2, 0, 1])  # the best picture of each caption
 
