@@ -128,10 +128,3 @@ def test_losses_and_gradients_agree_with_pytorch(name, monkeypatch):
         expected = p.grad.numpy()
         tolerance = 1e-4 * np.abs(expected).max() + 1e-6
         np.testing.assert_allclose(gradients[name], expected, rtol=1e-3, atol=tolerance, err_msg=name)
-
-
-def test_one_dict_holds_all_that_a_shape_sets():
-    config = train_step.shape_config("torch-small")
-    there = configs.flatten(config.to_dict())
-    for key, value in shapes.SHAPES["torch-small"].settings().items():
-        assert there[key] == value, key
