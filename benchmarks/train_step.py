@@ -2,9 +2,12 @@
 
     python benchmarks/train_step.py --size tiny --data scenes
     python benchmarks/train_step.py --size small --batch-size 32 --set model.shared.remat=full --json
+    python benchmarks/train_step.py --shape torch-tiny
 
-The config is that of `configs/pretrain.py`, the step the one that trains; only the batch is made up. Products of plain
-square matrices are timed before, between and after the steps, so that a machine that slows down shows in both.
+The config is that of `configs/pretrain.py`, the step the one that trains; only the batch is made up. A shape of
+`benchmarks/shapes.py` puts its values on top of size small: `benchmarks/compare_torch.py` compares these with PyTorch.
+Products of plain square matrices are timed before, between and after the steps, so that a machine that slows down shows
+in both.
 """
 
 import argparse
@@ -27,12 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks import shapes
 from configs import common, pretrain
 from maskvlm_jax import config as configs
 from maskvlm_jax import flops, host, optim, sharding, train, train_step
-from maskvlm_jax.context import masked_token_capacity
-from maskvlm_jax.data import masking
-from maskvlm_jax.data.batch import Batch
 from maskvlm_jax.errors import UserError
 
 # A parameter belongs to the first tower whose name its path has; the heads have the rest.
@@ -92,27 +93,25 @@ def set_values(config: ConfigDict, settings: Iterable[str]) -> None:
             raise UserError(f"--set {setting}: {key} is a {type(there[key]).__name__}") from error
 
 
-def synthetic_batch(config: ConfigDict) -> Batch:
-    """Random pixels and tokens with masks of the right sizes."""
-    rng = np.random.default_rng(0)
-    batch, size = config.batch_size, config.model.image.image_size
-    length, vocab = config.model.text.max_length, config.model.text.vocab_size
-    options, grid = config.masking, size // config.model.image.patch
-    tokens = rng.integers(vocab, size=(batch, length), dtype=np.int32)
-    text_masked = np.zeros((batch, length), bool)
-    text_masked[:, 1 : 1 + masked_token_capacity(length, options.text_ratio)] = True
-    image_masked = [
-        masking.sample_image_mask(rng, grid, cell=options.image_cell, ratio=options.image_ratio) for _ in range(batch)
-    ]
-    return Batch(
-        image=rng.standard_normal((batch, size, size, 3), np.float32),
-        tokens=tokens,
-        tokens_masked=np.where(text_masked, 0, tokens),
-        token_valid=np.ones((batch, length), bool),
-        image_masked=np.stack(image_masked),
-        text_masked=text_masked,
-        pair_id=np.arange(2 * batch, dtype=np.int32).reshape(batch, 2),
-        example_valid=np.ones(batch, bool),
+def shape_config(name: str, data: str = common.DATA[0]) -> ConfigDict:
+    """The config of a shape of `benchmarks/shapes.py`."""
+    config = pretrain.get_config(f"size=small,data={data}")
+    config.update_from_flattened_dict(shapes.SHAPES[name].settings())
+    return config
+
+
+def synthetic_batch(config: ConfigDict) -> dict[str, np.ndarray]:
+    """A made-up batch of the config's sizes."""
+    image, text, options = config.model.image, config.model.text, config.masking
+    return shapes.synthetic_batch(
+        batch_size=config.batch_size,
+        image_size=image.image_size,
+        patch=image.patch,
+        mask_cell=options.image_cell,
+        image_ratio=options.image_ratio,
+        length=text.max_length,
+        vocab=text.vocab_size,
+        text_ratio=options.text_ratio,
     )
 
 
@@ -250,7 +249,9 @@ def table(result: dict[str, Any]) -> str:
 def main() -> int:
     """Reads the flags, measures and prints; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=common.SIZES, default=common.SIZES[0], help="of the model")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--size", choices=common.SIZES, default=common.SIZES[0], help="of the model")
+    model.add_argument("--shape", choices=shapes.SHAPES, help="of the comparison with PyTorch, in place of a size")
     parser.add_argument("--data", choices=common.DATA, default=common.DATA[0], help="whose config values are taken")
     parser.add_argument("--batch-size", type=int, help="pairs a step; the config's by default")
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed")
@@ -261,7 +262,10 @@ def main() -> int:
         parser.error("--steps must be 1 or more")
     host.keep_freed_memory()
     host.quiet_libraries()
-    config = pretrain.get_config(f"size={args.size},data={args.data}")
+    if args.shape:
+        config = shape_config(args.shape, args.data)
+    else:
+        config = pretrain.get_config(f"size={args.size},data={args.data}")
     try:
         set_values(config, args.set)
         if args.batch_size is not None:

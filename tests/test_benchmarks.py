@@ -1,13 +1,18 @@
 """The benchmarks run and tell what they promise; how fast anything is is not looked at."""
 
+import argparse
 import json
+import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from benchmarks import train_step
+from benchmarks import compare_torch, shapes, train_step
 from configs import pretrain
+from maskvlm_jax import config as configs
+from maskvlm_jax.context import masked_token_capacity
 from maskvlm_jax.errors import UserError
 from tests.conftest import ROOT, TOY
 
@@ -100,6 +105,64 @@ def test_train_step_tells_a_config_that_does_not_fit_in_one_line(benchmark):
     process = benchmark("train_step.py", "--set", "model.image.width=48")
     assert (process.returncode, len(process.stderr.splitlines())) == (2, 1)
     assert "widths must be equal" in process.stderr
+
+
+@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_captions_take_from_half_the_length_to_all_of_it(name):
+    config = train_step.shape_config(name)
+    batch, length = train_step.synthetic_batch(config), config.model.text.max_length
+    lengths_B = batch["token_valid"].sum(axis=1)
+    assert length // 2 <= lengths_B.min() < lengths_B.max() <= length
+    np.testing.assert_array_equal(batch["token_valid"], batch["tokens"] != shapes.PAD)
+    masked_BL = batch["text_masked"]
+    assert np.all(batch["tokens"][masked_BL] >= shapes.FIRST_WORD)
+    np.testing.assert_array_equal(masked_BL, batch["tokens_masked"] == shapes.MASK)
+    assert masked_BL.sum(axis=1).min() >= 1
+    assert masked_BL.sum(axis=1).max() <= masked_token_capacity(length, config.masking.text_ratio)
+
+
+def test_a_shape_sets_what_it_says():
+    config = train_step.shape_config("torch-small")
+    there = configs.flatten(config.to_dict())
+    settings = shapes.SHAPES["torch-small"].settings()
+    assert {key: there[key] for key in settings} == settings
+
+
+def printing(text: str) -> list[str]:
+    return [sys.executable, "-c", f"print('a line before'); print({text!r})"]
+
+
+def test_compare_torch_takes_the_ratio_round_by_round():
+    args = argparse.Namespace(shape="torch-tiny", rounds=2, steps=3)
+    counts = {"batch_size": 4, "device": "cpu", "cores": 2, "dtype": "float32", "training_gflop_per_pair": 5.0}
+    ours = [counts | {"gflops": 5.0 * rate, "matmul_gflops": 100, "matmul_ratio": rate / 20} for rate in (8, 10)]
+    rounds = {
+        "ours": [
+            compare_torch.measure(printing(json.dumps({"rate": rate, **printed})), "rate", dict(os.environ))
+            for rate, printed in zip((8, 10), ours, strict=True)
+        ],
+        "torch": [compare_torch.measure(printing(f'{{"rate": {rate}}}'), "rate", dict(os.environ)) for rate in (4, 1)],
+    }
+    assert all(measured.peak_mib > 1 and measured.seconds > 0 for side in rounds.values() for measured in side)
+    result = compare_torch.summary(args, rounds)
+    assert result["ratio"] == {"median": 6.0, "min": 2.0, "max": 10.0}
+    _, head, *rows = compare_torch.table(result).splitlines()
+    assert head.split() == ["ours", "torch"]
+    assert rows[0].split() == ["pairs/s", "9", "(8-10)", "2.5", "(1-4)"]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ([sys.executable, "-c", "import no_such_module"], "No module named 'no_such_module'"),
+        (printing("{}"), "printed no JSON with rate"),
+        (printing("fast"), "printed no JSON with rate"),
+        (["/no/such/python"], "No such file"),
+    ],
+)
+def test_compare_torch_tells_of_a_command_that_gives_no_rate(command, told):
+    with pytest.raises(UserError, match=told):
+        compare_torch.measure(command, "rate", dict(os.environ))
 
 
 def test_input_pipeline_tells_the_rate_of_every_stage_and_stream(benchmark):
