@@ -7,6 +7,8 @@ the read positions only, and so are pixels and vocabulary logits. Text counts at
 A multiply-add is two. Left out are element-wise work, softmax, norms, look-ups and the optimizer.
 """
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -51,6 +53,34 @@ def train_flops_per_pair(config: ConfigDict, batch_size: int) -> float:
     `remat` is not counted.
     """
     return 3 * sum(flops_per_pair(config, batch_size).values())
+
+
+def traced_flops(jaxpr: Any) -> float:
+    """FLOPs of the matrix products of a traced function, every loop as often as it runs, of any recipe.
+
+    What is computed anew under `remat` counts. Of branches the dearest counts; a loop of unknown length counts once.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            total += 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+            continue
+        inner = [traced_flops(body) for body in _bodies(equation.params)]
+        if equation.primitive.name == "cond":
+            total += max(inner)
+        else:
+            total += sum(inner) * equation.params.get("length", 1)
+    return total
+
+
+def _bodies(params: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs that an equation holds."""
+    for value in params.values():
+        for body in value if isinstance(value, tuple | list) else [value]:
+            if hasattr(body, "eqns"):
+                yield body
 
 
 class _Count:

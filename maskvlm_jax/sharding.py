@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -45,7 +46,27 @@ def make_mesh(*, data: int, fsdp: int, model: int, devices: Sequence[jax.Device]
         data = count // (fsdp * model)
     if data * fsdp * model != count:
         raise UserError(f"mesh data={data} x fsdp={fsdp} x model={model} does not cover {count} device(s)")
-    return jax.make_mesh((data, fsdp, model), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(_arrange((data, fsdp, model), devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arrange(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices by mesh position, neighbours on the chips' own network; several slices one after the other along "data".
+
+    Raises:
+        UserError: an axis other than "data" would reach from slice to slice.
+    """
+    slices: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    data, fsdp, model = shape
+    if data % len(slices):
+        raise UserError(
+            f"mesh data={data} is not divisible by the {len(slices)} slices: fsdp={fsdp} and model={model} must lie "
+            "within one"
+        )
+    inner = (data // len(slices), fsdp, model)
+    parts = [mesh_utils.create_device_mesh(inner, part, allow_split_physical_axes=True) for part in slices.values()]
+    return np.concatenate(parts)
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
@@ -125,6 +146,12 @@ def rows_of_process(mesh: Mesh, batch_size: int) -> tuple[np.ndarray, np.ndarray
             first[row] = min(first.get(row, device.process_index), device.process_index)
     rows = np.array(sorted(own))
     return rows, np.array([first[row] == jax.process_index() for row in rows.tolist()])
+
+
+def abstract_batch(shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same global arrays as `put` makes, described only."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in shapes.items()}
 
 
 def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

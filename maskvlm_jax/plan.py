@@ -1,0 +1,330 @@
+"""What a run would need of a TPU slice that one does not have: its real step, compiled for it on a CPU.
+
+    python -m maskvlm_jax.plan --config=configs/pretrain.py:size=base,data=coco --slice=v5e-16
+
+libtpu's compiler does it, without a TPU: pip install "jax[tpu]" with the JAX version of requirements.txt. A compilation
+takes minutes. Where the run does not fit, rematerialisation, then microbatches are tried until one fits.
+
+Memory, bytes and collectives are those of the compiled program. FLOPs are those of the traced step, split evenly. Times
+are bounds by the chip's peaks; a real step takes longer.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from maskvlm_jax import config as configs
+from maskvlm_jax import flops, host, metrics, sharding, slices, train, train_step
+from maskvlm_jax import main as command_line
+from maskvlm_jax.data.batch import batch_shapes
+from maskvlm_jax.errors import UserError
+from maskvlm_jax.hlo import Program
+from maskvlm_jax.slices import GIB, Slice
+
+_SLICE = flags.DEFINE_string("slice", "", "TPU slice: v5e-256, v4-32, ..., several as 2xv5e-256")
+_PRICE = flags.DEFINE_float("price", 0.0, "dollars a chip-hour; 0 = the price of the table in slices.py")
+_JSON = flags.DEFINE_bool("json", False, "print one JSON object")
+_TRY = flags.DEFINE_bool("try", True, "where the run does not fit, try what may")
+
+
+class TooLarge(Exception):
+    """A program does not fit.
+
+    Attributes:
+        needed, available: bytes of a chip's memory.
+    """
+
+    def __init__(self, needed: float, available: float):
+        super().__init__(f"needs {needed / GIB:.1f} GiB a chip, there are {available / GIB:.1f}")
+        self.needed, self.available = needed, available
+
+
+def compile_step(config: ConfigDict, where: Slice, options: dict[str, str] | None = None) -> tuple[Any, float]:
+    """The compiled step of a config for a slice, and the FLOPs of the whole step.
+
+    Args:
+        options: of the compiler.
+
+    Raises:
+        TooLarge: it does not fit.
+        UserError: the mesh or batch does not go with the slice, or libtpu is not there.
+    """
+    mesh = sharding.make_mesh(**config.mesh, devices=_devices(where))
+    sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
+    image = config.model.image
+    shapes = batch_shapes(
+        config.batch_size, image_size=image.image_size, patch=image.patch, length=config.model.text.max_length
+    )
+    with jax.set_mesh(mesh):
+        built = train.build(config, mesh)
+        state = train_step.abstract_state(built.init, built.shardings)
+        traced = built.step.trace(state, sharding.abstract_batch(shapes, mesh))
+        try:
+            compiled = traced.lower(lowering_platforms=("tpu",)).compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            raise _too_large(error) or error from None
+    return compiled, flops.traced_flops(traced.jaxpr)
+
+
+def _devices(where: Slice) -> list[Any]:
+    """The devices of a slice, described by libtpu."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(f'planning needs libtpu, which is not installed: pip install "jax[tpu]=={jax.__version__}"')
+    # No TPU is looked for, none is locked, and nothing is asked of a metadata server.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    from jax.experimental import topologies
+
+    # A chip of two cores is one device, as it is for a run.
+    more = {"chip_config_name": "megacore"} if where.generation == "v4" else {}
+    try:
+        return list(
+            topologies.get_topology_desc(
+                platform="tpu", topology_name=where.topology, num_slices=where.count, **more
+            ).devices
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"libtpu does not describe {where}: {str(error).splitlines()[0]}") from error
+
+
+def _too_large(error: Exception) -> TooLarge | None:
+    """What libtpu says of a program that does not fit."""
+    sizes = re.search(r"\(([\d.]+)([MG])\) exceeds available HBM \(([\d.]+)G\)", str(error))
+    sizes = sizes or re.search(r"[Uu]sed ([\d.]+)([MG]) of ([\d.]+)G hbm", str(error))
+    if sizes is None:
+        return None
+    return TooLarge(float(sizes[1]) * (GIB if sizes[2] == "G" else 2**20), float(sizes[3]) * GIB)
+
+
+class Plan(NamedTuple):
+    """What a step takes of each chip: bytes, FLOPs, seconds by what bounds them; and what it asks of the hosts."""
+
+    slice: str
+    chips: int
+    hosts: int
+    batch_size: int
+    accumulate: int
+    remat: str
+    mesh: dict[str, int]
+    state_bytes: float
+    temporary_bytes: float
+    peak_bytes: float
+    memory_bytes: float
+    flops: float
+    useful_flops: float
+    moved_bytes: float
+    collectives: dict[str, dict[str, float]]
+    network_bytes: float
+    largest: list[tuple[int, str]]
+    compute_seconds: float
+    memory_seconds: float
+    link_seconds: float
+    network_seconds: float
+    compile_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """The roofline: a step takes at least as long as what it does most of."""
+        return max(self.compute_seconds, self.memory_seconds, self.link_seconds, self.network_seconds)
+
+    def as_json(self, peak: float) -> dict[str, Any]:
+        """All values by name."""
+        return self._asdict() | {
+            "step_seconds": self.seconds,
+            "pairs_per_second": self.batch_size / self.seconds,
+            "pictures_per_host_second": self.batch_size / self.seconds / self.hosts,
+            "mfu": self.useful_flops / self.seconds / peak,
+        }
+
+
+def make_plan(config: ConfigDict, where: Slice, options: dict[str, str] | None = None) -> Plan:
+    """Compiles the step for a slice and reads what it takes; raises as `compile_step`."""
+    config = config.copy_and_resolve_references()
+    if config.model.shared.dtype == "auto":
+        config.model.shared.dtype = "bfloat16"
+    clock = time.monotonic()
+    compiled, total_flops = compile_step(config, where, options)
+    seconds = time.monotonic() - clock
+    memory, program, chips, chip = compiled.memory_analysis(), Program(compiled.as_text()), where.all_chips, where.chip
+    collectives: dict[str, dict[str, float]] = {}
+    link_bytes = network_bytes = 0.0
+    for found in program.collectives():
+        if found.groups.shape[1] < 2:
+            continue
+        kind = collectives.setdefault(found.kind, {"count": 0, "bytes": 0.0, "wire_bytes": 0.0})
+        kind["count"] += found.times
+        kind["bytes"] += found.times * found.size
+        kind["wire_bytes"] += found.wire_bytes
+        link_bytes += found.wire_bytes
+        if len({int(member) // where.chips for member in found.groups[0]}) > 1:
+            network_bytes += found.wire_bytes / min(where.chips, found.groups.shape[1])
+    peak = memory.peak_memory_in_bytes or memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    moved = program.moved_bytes()
+    return Plan(
+        slice=str(where),
+        chips=chips,
+        hosts=where.hosts,
+        batch_size=config.batch_size,
+        accumulate=config.optim.accumulate,
+        remat=config.model.shared.remat,
+        mesh=dict(sharding.make_mesh(**config.mesh, devices=_devices(where)).shape),
+        state_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=peak,
+        memory_bytes=chip.memory,
+        flops=total_flops / chips,
+        useful_flops=_useful_flops(config, total_flops) / chips,
+        moved_bytes=moved,
+        collectives=collectives,
+        network_bytes=network_bytes,
+        largest=program.largest(5),
+        compute_seconds=total_flops / chips / chip.flops,
+        memory_seconds=moved / chip.memory_rate,
+        link_seconds=link_bytes / chip.link_rate,
+        network_seconds=network_bytes / chip.network_rate,
+        compile_seconds=seconds,
+    )
+
+
+def _useful_flops(config: ConfigDict, traced: float) -> float:
+    """Without what is computed twice, where it is known: of MaskVLM."""
+    try:
+        return 1e9 * config.batch_size * flops.train_flops_per_pair(config, config.batch_size)
+    except UserError:
+        return traced
+
+
+def candidates(config: ConfigDict, error: TooLarge) -> list[ConfigDict]:
+    """What may fit where a config does not, the cheapest first: more rematerialisation, then microbatches."""
+    order = ("none", "dots", "full")
+    changed = [{"remat": remat} for remat in order[order.index(config.model.shared.remat) + 1 :]]
+    ratio = error.needed / error.available
+    parts = config.optim.accumulate
+    while parts < config.optim.accumulate * ratio:
+        parts *= 2
+    changed += [{"remat": remat, "accumulate": parts * more} for remat, more in (("dots", 1), ("full", 1), ("full", 4))]
+    found = []
+    for values in changed:
+        copy = config.copy_and_resolve_references()
+        copy.model.shared.remat = values["remat"]
+        copy.optim.accumulate = values.get("accumulate", config.optim.accumulate)
+        found.append(copy)
+    return found
+
+
+def largest_batch(config: ConfigDict, error: TooLarge, where: Slice) -> int:
+    """A batch that should fit as the config is, if temporaries go with the batch."""
+    shares = where.all_chips // config.mesh.model * config.optim.accumulate
+    return int(config.batch_size * error.available / error.needed) // shares * shares
+
+
+def report(plan: Plan, where: Slice, config: ConfigDict, price: float) -> str:
+    """A plan as aligned lines."""
+    told = plan.as_json(where.chip.flops)
+    mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
+    hours = config.steps * plan.seconds / 3600
+    bounds = {
+        "matrix products": plan.compute_seconds,
+        "memory": plan.memory_seconds,
+        "links": plan.link_seconds,
+        "network": plan.network_seconds,
+    }
+    rows = [
+        ("slice", f"{where}: {plan.chips} chips, {plan.hosts} hosts"),
+        ("run", f"batch {plan.batch_size:,}, accumulate {plan.accumulate}, remat {plan.remat}, mesh {mesh}"),
+        ("memory a chip", f"{plan.peak_bytes / GIB:.2f} GiB of {plan.memory_bytes / GIB:.0f}"),
+        ("  state and batch", f"{plan.state_bytes / GIB:.2f} GiB"),
+        ("  temporaries", f"{plan.temporary_bytes / GIB:.2f} GiB"),
+        ("FLOPs a chip", f"{plan.flops / 1e12:.3f} TFLOP a step, {plan.useful_flops / 1e12:.3f} without recomputation"),
+        ("bytes moved", f"{plan.moved_bytes / 1e9:.2f} GB a step"),
+        *(
+            (f"  {kind}", f"{values['count']:,.0f} a step, {values['bytes'] / 1e6:,.1f} MB")
+            for kind, values in sorted(plan.collectives.items())
+        ),
+        ("step", f"{1e3 * plan.seconds:.1f} ms at least, by " + max(bounds, key=bounds.get)),
+        *((f"  {name}", f"{1e3 * value:.1f} ms") for name, value in bounds.items() if value),
+        ("MFU", f"{told['mfu']:.0%} at most"),
+        ("speed", f"{told['pairs_per_second']:,.0f} pairs/s; {told['pictures_per_host_second']:,.0f} a host to decode"),
+        ("the run", f"{config.steps:,} steps: {hours:,.1f} hours, {hours * plan.chips:,.0f} chip-hours"),
+        ("cost", f"${hours * plan.chips * price:,.0f} at ${price:.2f} a chip-hour"),
+        *(
+            ("largest arrays" if not i else "", f"{size / 2**20:.0f} MiB  {t}")
+            for i, (size, t) in enumerate(plan.largest)
+        ),
+        ("compiled in", metrics.duration(plan.compile_seconds)),
+    ]
+    return "\n".join(f"{name:20}{value}" for name, value in rows)
+
+
+def run(config: ConfigDict, where: Slice, *, attempts: bool, price: float, as_json: bool) -> None:
+    """Prints the plan of a config; where it does not fit, what does.
+
+    Raises:
+        UserError: nothing that was tried fits; the message has the numbers.
+    """
+    configs.check(config)
+    try:
+        plan = make_plan(config, where)
+    except TooLarge as error:
+        batch = largest_batch(config, error, where)
+        told = f"does not fit: batch_size {config.batch_size:,} on {where} {error}"
+        advice = f"--config.batch_size={batch} should fit as it is" if batch else "not even one pair a chip fits"
+        if not attempts:
+            raise UserError(f"{told}; {advice}") from None
+        print(f"{told}; {advice}", file=sys.stderr if as_json else sys.stdout, flush=True)
+        config, plan = _first_that_fits(config, where, error, told)
+    if as_json:
+        print(json.dumps(plan.as_json(where.chip.flops)))
+    else:
+        print(report(plan, where, config, price))
+
+
+def _first_that_fits(config: ConfigDict, where: Slice, error: TooLarge, told: str) -> tuple[ConfigDict, Plan]:
+    for changed in candidates(config, error):
+        flag = f"--config.model.shared.remat={changed.model.shared.remat}"
+        if changed.optim.accumulate != config.optim.accumulate:
+            flag += f" --config.optim.accumulate={changed.optim.accumulate}"
+        try:
+            plan = make_plan(changed, where)
+        except TooLarge as again:
+            print(f"  {flag}: {again}", file=sys.stderr, flush=True)
+        except UserError as impossible:  # microbatches that the batch cannot be cut into
+            print(f"  {flag}: {impossible}", file=sys.stderr, flush=True)
+        else:
+            print(f"  {flag}: fits\n", file=sys.stderr, flush=True)
+            return changed, plan
+    raise UserError(
+        f"{told}, nor with rematerialisation and microbatches; take more chips, or --config.mesh.fsdp"
+    ) from None
+
+
+def main() -> int:
+    """Runs a command line; returns the exit status."""
+    host.quiet_libraries()
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        config, _ = command_line.parse(sys.argv)
+        if config.task not in ("pretrain", "finetune"):
+            raise UserError(f"plan reads the config of a training run, not of task {config.task}")
+        if not _SLICE.value:
+            raise UserError("no slice; give --slice=v5e-256")
+        where = slices.parse(_SLICE.value)
+        price = _PRICE.value or where.chip.price
+        run(config, where, attempts=_TRY.value, price=price, as_json=_JSON.value)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.status
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.leave(main())
