@@ -1,16 +1,14 @@
 """The analytic count of FLOPs against the products in the program that jax traces; nothing is compiled or run."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from jax.extend import core
 
 from configs import pretrain
 from maskvlm_jax import config as configs
 from maskvlm_jax import flops
+from maskvlm_jax.data.batch import batch_shapes
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.pretrainer import Pretrainer
 from tests.conftest import toy_config
@@ -46,40 +44,9 @@ CONFIGS = {
 }
 
 
-def product_flops(jaxpr: core.Jaxpr) -> int:
-    """FLOPs of every dot_general of a traced program; the body of a loop counts once an iteration."""
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
-
-
-def _equation_flops(equation: core.JaxprEqn) -> int:
-    if equation.primitive.name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
-    inner = sum(product_flops(jaxpr) for jaxpr in _inner_jaxprs(equation))
-    assert equation.primitive.name not in ("while", "cond") or not inner, "how often it runs is not known"
-    return inner * equation.params.get("length", 1) if equation.primitive.name == "scan" else inner
-
-
-def _inner_jaxprs(equation: core.JaxprEqn) -> list[core.Jaxpr]:
-    values = [leaf for value in equation.params.values() for leaf in (value if isinstance(value, tuple) else [value])]
-    # In newer versions of jax a ClosedJaxpr is a Jaxpr, too.
-    return [getattr(value, "jaxpr", value) for value in values if isinstance(value, (core.ClosedJaxpr, core.Jaxpr))]
-
-
-def batch_shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
-    size, length = config.model.image.image_size, config.model.text.max_length
-    patches = (size // config.model.image.patch) ** 2
-    shapes = {
-        "image": ((size, size, 3), jnp.float32),
-        "tokens": ((length,), jnp.int32),
-        "tokens_masked": ((length,), jnp.int32),
-        "token_valid": ((length,), bool),
-        "image_masked": ((patches,), bool),
-        "text_masked": ((length,), bool),
-        "pair_id": ((2,), jnp.int32),
-    }
-    return {name: jax.ShapeDtypeStruct((BATCH_SIZE, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+def shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
+    image = config.model.image
+    return batch_shapes(BATCH_SIZE, image_size=image.image_size, patch=image.patch, length=config.model.text.max_length)
 
 
 def traced_gflops(config, *, training: bool = False) -> float:
@@ -91,8 +58,8 @@ def traced_gflops(config, *, training: bool = False) -> float:
         return nnx.merge(graphdef, params)(batch, key)[0]
 
     function = jax.value_and_grad(loss) if training else loss
-    traced = jax.make_jaxpr(function)(params, batch_shapes(config), jax.eval_shape(jax.random.key, 0))
-    return product_flops(traced.jaxpr) / BATCH_SIZE / 1e9
+    traced = jax.make_jaxpr(function)(params, shapes(config), jax.eval_shape(jax.random.key, 0))
+    return flops.traced_flops(traced.jaxpr) / BATCH_SIZE / 1e9
 
 
 def patch_embedding_gflops(config) -> float:
@@ -139,3 +106,16 @@ def test_the_batch_counts_in_the_similarity_alone():
 def test_an_unknown_objective_is_told():
     with pytest.raises(UserError, match="captioning"):
         flops.flops_per_pair(toy_config(objectives__matching__name="captioning"), BATCH_SIZE)
+
+
+def test_traced_flops_by_hand():
+    x, w = jnp.ones((3, 4)), jnp.ones((4, 4))
+
+    def run(x, w):
+        once = jax.lax.scan(lambda x, _: (x @ w, None), x, length=5)[0]  # 5 products
+        again = jax.checkpoint(lambda x: x @ w)(once)
+        return jax.lax.cond(jnp.sum(again) > 0, lambda x: x @ w @ w, lambda x: x, again)  # the dearer branch: 2
+
+    assert flops.traced_flops(jax.make_jaxpr(run)(x, w).jaxpr) == (5 + 1 + 2) * 2 * 3 * 4 * 4
+    batched = jax.make_jaxpr(lambda a, b: jnp.einsum("bij,bkj->bik", a, b))(jnp.ones((2, 3, 5)), jnp.ones((2, 7, 5)))
+    assert flops.traced_flops(batched.jaxpr) == 2 * 2 * 3 * 5 * 7

@@ -1,5 +1,7 @@
 """The step: same numbers on every mesh, one compilation, accumulation, moving average, precision."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,12 @@ from flax import nnx
 
 from maskvlm_jax import config as configs
 from maskvlm_jax import optim, sharding, train_step
+from maskvlm_jax import train as trainer
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import pipeline
 from maskvlm_jax.data.scenes import Scenes
+from maskvlm_jax.errors import UserError
+from maskvlm_jax.hlo import Program
 from maskvlm_jax.pretrainer import Pretrainer
 from tests.conftest import toy_config
 from tests.data.test_pipeline import make_tokenizer
@@ -61,7 +66,7 @@ def build(config, mesh):
     return graphdef, init(), step
 
 
-def train(config, mesh, count: int = 4):
+def train(config, mesh, count: int = 20):
     """Final state on the host and the metrics of every step."""
     with jax.set_mesh(mesh):
         _, state, step = build(config, mesh)
@@ -86,9 +91,9 @@ def first_loss(config) -> dict[str, float]:
     return {name: float(value) for name, value in compiled(batch).items()}
 
 
-def first_gradients(config):
+def first_gradients(config, mesh=None):
     """The gradients, loss and next queue of the first batch: a step of plain gradient descent, taken back."""
-    arguments, mesh = configs.model_arguments(config), one_device()
+    arguments, mesh = configs.model_arguments(config), mesh or one_device()
     tx = optax.sgd(1.0)
     with jax.set_mesh(mesh):
         graphdef, init, shardings = train_step.init_state(
@@ -135,15 +140,54 @@ def test_every_loss_falls_on_a_batch_that_is_seen_again(on_one_device):
         assert float(told[-1][name]) < 0.8 * float(told[0][name]), name
 
 
-@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)], ids=str)
+MESHES = [(8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8)]
+
+
+def mesh_of(*axes: int):
+    return sharding.make_mesh(**dict(zip(sharding.AXES, axes, strict=True)))
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=str)
 def test_eight_devices_give_the_losses_and_parameters_of_one(on_one_device, axes):
-    state, told = train(toy_config(), sharding.make_mesh(**dict(zip(sharding.AXES, axes, strict=True))))
+    state, told = train(toy_config(), mesh_of(*axes))
     expected_state, expected = on_one_device
     for ours, theirs in zip(told, expected, strict=True):
         assert ours.keys() == theirs.keys()
         np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-4, atol=2e-5)
     # Adam's first steps are signs of gradients: a rounding error where one is zero moves a weight by the whole rate.
     assert share_apart(state.params, expected_state.params) < 0.02
+
+
+def test_local_negatives_let_no_sequence_travel():
+    """What goes from device to device is gradients, pooled features and masks; by global negatives memories too."""
+    travelled = {}
+    mesh, shapes = mesh_of(8, 1, 1), batches.batch_shapes(16, image_size=32, patch=8, length=20)
+    for pool in ("global", "local"):
+        config = only("contrastive", "matching", objectives__matching__pool=pool, batch_size=16)
+        with jax.set_mesh(mesh):
+            built = trainer.build(config, mesh)
+            state = train_step.abstract_state(built.init, built.shardings)
+            lowered = built.step.lower(state, sharding.abstract_batch(shapes, mesh))
+            program = Program(lowered.compile({"xla_backend_optimization_level": 0}).as_text())
+        found = [part for part in program.collectives() if part.kind != "all-reduce"]
+        travelled[pool] = max(part.size for part in found)
+    one_sequence = 16 * 20 * 32 * 4  # of each caption of the batch
+    assert travelled["local"] < one_sequence <= travelled["global"]
+
+
+def test_slices_lie_one_after_the_other_along_data():
+    class Device(NamedTuple):
+        id: int
+        slice_index: int
+        platform: str = "cpu"
+        device_kind: str = "cpu"
+        process_index: int = 0
+
+    devices = [Device(i, i % 2) for i in range(8)]
+    placed = sharding._arrange((4, 2, 1), devices)
+    assert [device.slice_index for device in placed.ravel()] == [0] * 4 + [1] * 4
+    with pytest.raises(UserError, match="data=1 is not divisible by the 2 slices"):
+        sharding._arrange((1, 8, 1), devices)
 
 
 def test_parameters_are_split_over_fsdp_and_model():
@@ -173,9 +217,8 @@ def only(*labels: str, **values):
 @pytest.mark.parametrize(
     ("recipe", "parts"),
     [
-        ("maskvlm", (4,)),
-        *(pytest.param(recipe, (2, 8), marks=pytest.mark.slow) for recipe in ("maskvlm", "albef", "mamo", "mlim")),
-        *(pytest.param(recipe, (2, 8), marks=pytest.mark.slow) for recipe in ("m3ae", "clip")),
+        ("maskvlm", (2, 4, 8)),
+        *(pytest.param(recipe, (2, 8), marks=pytest.mark.slow) for recipe in ("albef", "mamo", "mlim", "m3ae", "clip")),
     ],
 )
 def test_accumulation_gives_the_gradients_of_the_whole_batch(recipe, parts):
@@ -195,6 +238,18 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(recipe, parts):
         toy.assert_trees_close(cut, whole, 2e-5)
         if queue is not None:
             toy.assert_trees_close(cut_queue._asdict(), queue._asdict(), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["global", "local"])
+def test_accumulation_on_several_devices_gives_the_gradients_of_the_whole_batch(pool):
+    mesh = sharding.make_mesh(data=1, fsdp=2, model=1, devices=jax.devices()[:2])
+    whole, cut = (
+        first_gradients(toy_config(optim__accumulate=accumulate, objectives__matching__pool=pool), mesh)
+        for accumulate in (1, 4)
+    )
+    np.testing.assert_allclose(cut[1], whole[1], rtol=1e-5)
+    toy.assert_trees_close(cut[0], whole[0], 2e-5)
 
 
 @pytest.mark.parametrize("label", ["masked_image", "masked_text", "contrastive", "matching"])

@@ -91,9 +91,26 @@ class FakeContext:
         return self.table[self.pairs]
 
 
-def objective() -> matching.Objective:
+def objective(**options) -> matching.Objective:
     vlm = SimpleNamespace(text_encoder=SimpleNamespace(width=toy.WIDTH))
-    return toy.randomised(lambda: matching.Objective(vlm, shared=toy.shared(), rngs=nnx.Rngs(0)))
+    return toy.randomised(lambda: matching.Objective(vlm, shared=toy.shared(), **options, rngs=nnx.Rngs(0)))
+
+
+def test_local_negatives_are_of_the_same_share_and_its_only_example_has_none(monkeypatch):
+    monkeypatch.setattr(matching.sharding, "batch_shares", lambda: 3)
+    same = np.eye(6, dtype=bool)
+    same[4, 5] = same[5, 4] = True  # the last share has one pair twice
+    module = objective(pool="local")
+
+    def draw(key):
+        ctx = FakeContext(np.zeros((6, 6), np.float32), same)
+        loss_B, _ = module(ctx, key)
+        return *ctx.pairs, loss_B
+
+    images, texts, loss_B = jax.vmap(draw)(jax.random.split(jax.random.key(0), 50))
+    share = lambda ids: np.asarray(ids).reshape(50, 6, 3) // 2  # noqa: E731
+    np.testing.assert_array_equal(share(images)[:, :4], share(texts)[:, :4])
+    assert np.all(np.isfinite(loss_B))
 
 
 def test_an_example_is_itself_then_a_wrong_picture_then_a_wrong_caption():
