@@ -71,7 +71,7 @@ def _arrange(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.n
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Raises UserError where the global batch cannot be split evenly."""
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    shares = shares_of(mesh)
     if batch_size % (shares * accumulate):
         raise UserError(
             f"batch_size {batch_size} is not divisible by {shares} device share(s) x {accumulate} accumulation step(s)"
@@ -80,7 +80,11 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
 
 def batch_shares() -> int:
     """Into how many parts the batch is split over the devices of the mesh that is set; 1 where none is."""
-    mesh = jax.sharding.get_abstract_mesh()
+    return shares_of(jax.sharding.get_abstract_mesh())
+
+
+def shares_of(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
+    """Into how many parts a mesh splits the batch."""
     return math.prod(mesh.shape.get(axis, 1) for axis in BATCH[0])
 
 

@@ -39,11 +39,13 @@ class Functions:
             fusion = model(params).vlm.fusion
             return fusion.pair_image(fusion.image_side(image_BSD))
 
-        def match(params, prepared: PairSide, image_ids_P, text_PLD, valid_PL):
+        def prepare_texts(params, text_BLD, valid_BL):
+            fusion = model(params).vlm.fusion
+            return fusion.pair_text(fusion.text_side(text_BLD, valid_BL))
+
+        def match(params, images: PairSide, texts: PairSide, image_ids_P, text_ids_P):
             pretrainer = model(params)
-            fusion = pretrainer.vlm.fusion
-            text = fusion.pair_text(fusion.text_side(text_PLD, valid_PL))
-            pair_PD = fusion.match(prepared.gather(image_ids_P), text)
+            pair_PD = pretrainer.vlm.fusion.match(images.gather(image_ids_P), texts.gather(text_ids_P))
             return pretrainer.objectives["matching"].classify(pair_PD)[:, 1]
 
         def masked_text(params, batch):
@@ -69,7 +71,8 @@ class Functions:
             return *pretrainer.objectives["masked_feature"].predict(ctx), ctx.masked_patches
 
         self.encode_image, self.encode_text = jax.jit(encode_image), jax.jit(encode_text)
-        self.prepare_images, self.match = jax.jit(prepare_images), jax.jit(match)
+        self.prepare_images, self.prepare_texts = jax.jit(prepare_images), jax.jit(prepare_texts)
+        self.match = jax.jit(match)
         self.masked_text, self.masked_image = jax.jit(masked_text), jax.jit(masked_image)
         self.masked_feature = jax.jit(masked_feature)
 
@@ -105,9 +108,19 @@ class Predictor:
         """What matching reads of pictures, computed once for all captions each is paired with; left on the device."""
         return self._call("prepare_images", image_BSD)
 
-    def match(self, prepared: PairSide, image_ids_P: np.ndarray, text_PLD: np.ndarray, valid_PL: np.ndarray) -> Any:
-        """(P,) matching logits of prepared pictures `image_ids_P` with captions; left on the device."""
-        return self._call("match", prepared, image_ids_P, text_PLD, valid_PL)
+    def prepare_texts(self, text_BLD: np.ndarray, valid_BL: np.ndarray) -> PairSide:
+        """The same of captions."""
+        return self._call("prepare_texts", text_BLD, valid_BL)
+
+    def match(self, images: PairSide, texts: PairSide, image_ids_P: np.ndarray, text_ids_P: np.ndarray) -> jax.Array:
+        """(P,) matching logits of prepared pictures with prepared captions, split over the mesh; left on the device."""
+        put = sharding.put_whole({"image": image_ids_P, "text": text_ids_P}, self._mesh)
+        return self._call("match", images, texts, put["image"], put["text"])
+
+    def pair_batch(self, least: int) -> int:
+        """`least` pairs or the next number that splits evenly over the mesh."""
+        shares = sharding.shares_of(self._mesh)
+        return -(-least // shares) * shares
 
     def masked_text(self, batch: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
         """nll_BM, predicted ids_BM, target ids_BM and the positions."""

@@ -6,16 +6,19 @@ Score formulas of the second stage, by the names under which numbers are publish
 Each direction has its own candidates: every picture's top k captions, every caption's top k pictures.
 """
 
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
 
+from maskvlm_jax import processes
 from maskvlm_jax.data.evaluation import EvaluationSet, padded
 from maskvlm_jax.evaluators import ranking
 from maskvlm_jax.evaluators.predictor import Predictor
 
-IMAGE_BLOCK = 32  # pictures whose projected keys and values are held at a time
-PAIR_BATCH = 256
+# Pictures and captions whose projected keys and values are held at a time, pairs of them that are matched at once, and
+# batches of pairs that wait to be read.
+IMAGE_BLOCK, TEXT_BLOCK, PAIR_BATCH, MOST_UNDER_WAY = 256, 512, 256, 4
 
 
 def evaluate(
@@ -116,16 +119,33 @@ def match_scores(
 ) -> np.ndarray:
     """(I, T) matching logits where `wanted_IT`, -inf elsewhere; each pair is computed once.
 
-    Unimodal features are reused, pictures are projected once a block, and all batches have one shape.
+    Unimodal features are reused: pictures and captions are prepared a block at a time, and each pair gathers its own.
+    All batches have one shape, and the next ones are under way while one is read.
     """
     score_IT = np.full(wanted_IT.shape, -np.inf, np.float32)
-    for start in range(0, len(image_ISD), IMAGE_BLOCK):
-        block, _ = padded(np.arange(start, min(start + IMAGE_BLOCK, len(image_ISD))), IMAGE_BLOCK)
-        prepared = predictor.prepare_images(image_ISD[block])
-        image_ids, text_ids = np.nonzero(wanted_IT[start : start + IMAGE_BLOCK])
-        for first in range(0, len(image_ids), PAIR_BATCH):
-            images, valid = padded(image_ids[first : first + PAIR_BATCH], PAIR_BATCH)
-            texts, _ = padded(text_ids[first : first + PAIR_BATCH], PAIR_BATCH)
-            logits = np.asarray(predictor.match(prepared, images, text_TLD[texts], valid_TL[texts]))
-            score_IT[start + images[valid], texts[valid]] = logits[valid]
+    images, texts = (min(block, n) for block, n in zip((IMAGE_BLOCK, TEXT_BLOCK), wanted_IT.shape, strict=True))
+    size, under_way = predictor.pair_batch(PAIR_BATCH), deque()
+
+    def read() -> None:
+        image_ids, text_ids, logits = under_way.popleft()
+        score_IT[image_ids, text_ids] = processes.fetch(logits)[: len(image_ids)]
+
+    for first_image in range(0, len(image_ISD), images):
+        wanted = wanted_IT[first_image : first_image + images]
+        block, _ = padded(np.arange(first_image, first_image + len(wanted)), images)
+        prepared_images = predictor.prepare_images(image_ISD[block])
+        for first_text in range(0, len(text_TLD), texts):
+            block, _ = padded(np.arange(first_text, min(first_text + texts, len(text_TLD))), texts)
+            image_ids, text_ids = np.nonzero(wanted[:, first_text : first_text + texts])
+            if not len(image_ids):
+                continue
+            prepared_texts = predictor.prepare_texts(text_TLD[block], valid_TL[block])
+            for first in range(0, len(image_ids), size):
+                pairs = image_ids[first : first + size], text_ids[first : first + size]
+                logits = predictor.match(prepared_images, prepared_texts, *(padded(ids, size)[0] for ids in pairs))
+                under_way.append((first_image + pairs[0], first_text + pairs[1], logits))
+                if len(under_way) > MOST_UNDER_WAY:
+                    read()
+    while under_way:
+        read()
     return score_IT
