@@ -11,6 +11,7 @@ are bounds by the chip's peaks; a real step takes longer.
 
 import importlib.util
 import json
+import math
 import os
 import re
 import sys
@@ -40,11 +41,12 @@ class TooLarge(Exception):
 
     Attributes:
         needed, available: bytes of a chip's memory.
+        state: bytes of it that parameters, optimizer and moving average take.
     """
 
-    def __init__(self, needed: float, available: float):
+    def __init__(self, needed: float, available: float, state: float):
         super().__init__(f"needs {needed / GIB:.1f} GiB a chip, there are {available / GIB:.1f}")
-        self.needed, self.available = needed, available
+        self.needed, self.available, self.state = needed, available, state
 
 
 def compile_step(config: ConfigDict, where: Slice, options: dict[str, str] | None = None) -> tuple[Any, float]:
@@ -70,7 +72,7 @@ def compile_step(config: ConfigDict, where: Slice, options: dict[str, str] | Non
         try:
             compiled = traced.lower(lowering_platforms=("tpu",)).compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
-            raise _too_large(error) or error from None
+            raise _too_large(error, _bytes_a_device(state)) or error from None
     return compiled, flops.traced_flops(traced.jaxpr)
 
 
@@ -96,13 +98,19 @@ def _devices(where: Slice) -> list[Any]:
         raise UserError(f"libtpu does not describe {where}: {str(error).splitlines()[0]}") from error
 
 
-def _too_large(error: Exception) -> TooLarge | None:
+def _bytes_a_device(tree: Any) -> float:
+    """Of arrays that are described with their placement."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _too_large(error: Exception, state: float) -> TooLarge | None:
     """What libtpu says of a program that does not fit."""
     sizes = re.search(r"\(([\d.]+)([MG])\) exceeds available HBM \(([\d.]+)G\)", str(error))
     sizes = sizes or re.search(r"[Uu]sed ([\d.]+)([MG]) of ([\d.]+)G hbm", str(error))
     if sizes is None:
         return None
-    return TooLarge(float(sizes[1]) * (GIB if sizes[2] == "G" else 2**20), float(sizes[3]) * GIB)
+    return TooLarge(float(sizes[1]) * (GIB if sizes[2] == "G" else 2**20), float(sizes[3]) * GIB, state)
 
 
 class Plan(NamedTuple):
@@ -203,22 +211,24 @@ def _useful_flops(config: ConfigDict, traced: float) -> float:
         return traced
 
 
-def candidates(config: ConfigDict, error: TooLarge) -> list[ConfigDict]:
-    """What may fit where a config does not, the cheapest first: more rematerialisation, then microbatches."""
+def candidates(config: ConfigDict, error: TooLarge, where: Slice) -> list[dict[str, Any]]:
+    """Values that may make a config fit, the cheapest first: parameters and optimizer split over the chips,
+    rematerialisation, microbatches."""
     order = ("none", "dots", "full")
-    changed = [{"remat": remat} for remat in order[order.index(config.model.shared.remat) + 1 :]]
-    ratio = error.needed / error.available
+    more = order[order.index(config.model.shared.remat) + 1 :]
+    split, saved = {}, 0.0
+    if config.mesh.fsdp == 1:
+        fsdp = math.gcd(where.chips // config.mesh.model, 64)
+        split, saved = {"mesh.fsdp": fsdp}, error.state * (1 - 1 / fsdp)
+    found = [split] if split and error.needed - saved <= error.available else []
+    found += [{"model.shared.remat": remat} for remat in more]
+    most = {**split, "model.shared.remat": "full"}
+    if split:
+        found.append(most)
     parts = config.optim.accumulate
-    while parts < config.optim.accumulate * ratio:
+    while parts < config.optim.accumulate * error.needed / error.available:
         parts *= 2
-    changed += [{"remat": remat, "accumulate": parts * more} for remat, more in (("dots", 1), ("full", 1), ("full", 4))]
-    found = []
-    for values in changed:
-        copy = config.copy_and_resolve_references()
-        copy.model.shared.remat = values["remat"]
-        copy.optim.accumulate = values.get("accumulate", config.optim.accumulate)
-        found.append(copy)
-    return found
+    return found + [{**most, "optim.accumulate": parts * times} for times in (1, 2, 4)]
 
 
 def largest_batch(config: ConfigDict, error: TooLarge, where: Slice) -> int:
@@ -289,10 +299,10 @@ def run(config: ConfigDict, where: Slice, *, attempts: bool, price: float, as_js
 
 
 def _first_that_fits(config: ConfigDict, where: Slice, error: TooLarge, told: str) -> tuple[ConfigDict, Plan]:
-    for changed in candidates(config, error):
-        flag = f"--config.model.shared.remat={changed.model.shared.remat}"
-        if changed.optim.accumulate != config.optim.accumulate:
-            flag += f" --config.optim.accumulate={changed.optim.accumulate}"
+    for values in candidates(config, error, where):
+        flag = " ".join(f"--config.{name}={value}" for name, value in values.items())
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(values)
         try:
             plan = make_plan(changed, where)
         except TooLarge as again:

@@ -1,0 +1,158 @@
+"""Planning for TPU slices: what is said, what is tried where a run does not fit, and budgets of the named sizes.
+
+The slow ones compile with libtpu: python -m pytest -m slow tests/test_plan.py, some minutes each. Budgets are recorded
+in tests/reference/budgets.json by RECORD_BUDGETS=1 in front of that.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import pretrain
+from maskvlm_jax import plan, sharding, slices, train, train_step
+from maskvlm_jax.data.batch import batch_shapes
+from maskvlm_jax.hlo import Program
+from maskvlm_jax.slices import GIB
+from tests.conftest import ROOT, toy_config
+
+BUDGETS = Path(__file__).parent / "reference" / "budgets.json"
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+
+def too_large(needed: float, state: float = 4.0) -> plan.TooLarge:
+    return plan.TooLarge(needed * GIB, 16 * GIB, state * GIB)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "RESOURCE_EXHAUSTED: E1000: Ran out of memory on HBM, the total memory required for HLO temporaries (54.88G) "
+        "exceeds available HBM (15.75G). HLO module: jit_step.",
+        "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 54.88G of 15.75G hbm.",
+    ],
+)
+def test_what_libtpu_says_of_a_program_that_does_not_fit_is_read(told):
+    found = plan._too_large(RuntimeError(told), 3.0)
+    assert (found.needed, found.available, found.state) == (54.88 * GIB, 15.75 * GIB, 3.0)
+    assert str(found) == "needs 54.9 GiB a chip, there are 15.8"
+    assert plan._too_large(RuntimeError("INTERNAL: something else"), 3.0) is None
+
+
+def test_splitting_the_state_comes_first_where_it_suffices():
+    config, where = pretrain.get_config("size=base,data=coco"), slices.parse("v5e-16")
+    assert plan.candidates(config, too_large(19), where)[0] == {"mesh.fsdp": 16}
+    assert plan.candidates(config, too_large(25), where)[0] == {"model.shared.remat": "dots"}
+    config.mesh.fsdp = 16
+    assert all("mesh.fsdp" not in values for values in plan.candidates(config, too_large(19), where))
+
+
+def test_microbatches_are_as_many_as_the_memory_asks_for():
+    config, where = pretrain.get_config("size=base,data=coco"), slices.parse("v5e-16")
+    parts = [values.get("optim.accumulate") for values in plan.candidates(config, too_large(100), where)]
+    assert parts == [None, None, None, 8, 16, 32]
+
+
+def test_the_batch_that_should_fit_splits_evenly():
+    config = pretrain.get_config("size=base,data=coco")
+    assert plan.largest_batch(config, too_large(20), slices.parse("v5e-16")) == 400
+    assert plan.largest_batch(config, too_large(2_000), slices.parse("v5e-16")) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--slice=v5e-7"], "v5e comes in sizes 1, 4, 8"),
+        ([], "no slice; give --slice=v5e-256"),
+        (["--slice=v5e-8", "--config.optim.lrr=1"], "did you mean optim.lr?"),
+    ],
+)
+def test_a_wrong_command_is_told_in_one_line(flags, told):
+    command = [sys.executable, "-m", "maskvlm_jax.plan", "--config=configs/pretrain.py", *flags]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 2 and process.stderr.count("\n") == 1 and told in process.stderr
+
+
+def test_without_libtpu_the_command_that_installs_it_is_told(monkeypatch):
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(plan.UserError, match=r'pip install "jax\[tpu\]=='):
+        plan.make_plan(toy_config(), slices.parse("v5e-8"))
+
+
+def collective_bytes(program: Program) -> dict[str, int]:
+    """MB a step by kind, of groups of more than one device."""
+    found: dict[str, int] = {}
+    for part in program.collectives():
+        if part.groups.shape[1] > 1:
+            found[part.kind] = found.get(part.kind, 0) + part.times * part.size
+    return found
+
+
+def compare(found: dict, recorded: dict, what: str) -> None:
+    """Every number at most a tenth above what is recorded; the message has both."""
+    above = {
+        name: f"{recorded.get(name, 0):,} -> {value:,}"
+        for name, value in found.items()
+        if value > 1.1 * recorded.get(name, 0) + 4096
+    }
+    assert not above, f"{what} takes more than it did: {above}"
+
+
+def budget(name: str, found: dict) -> None:
+    """Compares with the record, or writes it."""
+    records = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
+    if os.environ.get("RECORD_BUDGETS"):
+        BUDGETS.write_text(json.dumps(records | {name: found}, indent=1, sort_keys=True) + "\n")
+    else:
+        compare(found, records[name], name)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="recorded with the jax of Python 3.12")
+@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)], ids=str)
+def test_collectives_of_eight_cpu_devices_are_those_recorded(axes):
+    config, mesh = toy_config(batch_size=16), sharding.make_mesh(**dict(zip(sharding.AXES, axes, strict=True)))
+    shapes = batch_shapes(16, image_size=32, patch=8, length=20)
+    with jax.set_mesh(mesh):
+        built = train.build(config, mesh)
+        state = train_step.abstract_state(built.init, built.shardings)
+        lowered = built.step.lower(state, sharding.abstract_batch(shapes, mesh))
+        compiled = lowered.compile({"xla_backend_optimization_level": 0})
+    budget("cpu " + "x".join(map(str, axes)), collective_bytes(Program(compiled.as_text())))
+
+
+def shallow(size: str, per_chip: int, chips: int):
+    """A named size with one block in each stack, no rematerialisation."""
+    config = pretrain.get_config(f"size={size},data=coco")
+    for part in ("image", "text", "fusion"):
+        config.model[part].depth = 1
+    config.objectives.masked_image.decoder.depth = 1
+    config.batch_size = per_chip * chips
+    return config
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5e-8", "v5e-256", "v6e-64"])
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_a_named_size_takes_of_a_slice_what_is_recorded(size, name):
+    where = slices.parse(name)
+    config = shallow(size, 4, where.all_chips)
+    found = plan.make_plan(config, where, {"xla_optimization_level": "EFFORT_O0"})
+    values = {kind: round(values["bytes"]) for kind, values in found.collectives.items()}
+    values |= {f"{kind} count": round(values["count"]) for kind, values in found.collectives.items()}
+    budget(f"{size} {name}", values | {"peak memory": found.peak_bytes, "temporaries": found.temporary_bytes})
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_an_impossible_batch_is_refused_with_its_gigabytes():
+    command = [sys.executable, "-m", "maskvlm_jax.plan", "--config=configs/pretrain.py:size=base,data=coco"]
+    command += ["--slice=v5e-8", "--config.batch_size=4096", "--notry"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert process.returncode == 2
+    assert "does not fit: batch_size 4,096 on v5e-8 needs" in process.stderr and "GiB a chip" in process.stderr
