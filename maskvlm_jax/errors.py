@@ -48,20 +48,22 @@ _MENDS = {
     errno.EROFS: "mount it writable or choose another --workdir",
     errno.EACCES: "make it writable or choose another --workdir",
     errno.EIO: "look at that disk",
+    errno.ESTALE: "look at that file system",
 }
 
 
 def unwritable(path: Path | str, error: BaseException) -> UserError | None:
-    """What to tell of an error met while `path` was written; None where it is not the disk's."""
+    """What to tell of an error met while `path` was written; None where it is none of those above."""
     number = error.errno if isinstance(error, OSError) else None
     text = str(error)
     if found := re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", text):  # TensorStore's and Rust's
         number = int(found[1] or found[2])
     number = number or next((known for known in _MENDS if os.strerror(known) in text), None)
-    if number is None:
+    if number not in _MENDS:
         return None
-    mend = _MENDS.get(number, "look at that folder")
-    return UserError(f"{path} cannot be written ({os.strerror(number)}): {mend}, and the same command goes on")
+    return UserError(
+        f"{path} cannot be written ({os.strerror(number)}): {_MENDS[number]}, and the same command goes on"
+    )
 
 
 @contextlib.contextmanager
