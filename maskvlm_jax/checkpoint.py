@@ -13,6 +13,7 @@ from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
+from maskvlm_jax import processes
 from maskvlm_jax.errors import UserError, unwritable, writing
 from maskvlm_jax.queue import Queue
 from maskvlm_jax.train_step import Params, TrainState
@@ -94,18 +95,30 @@ class Checkpoints:
         """
         steps, reason = self.steps, ""
         for step in reversed(steps):
+            restored, reason = None, ""
             try:
-                return self._restore(step, abstract)
+                restored = self._restore(step, abstract)
             except Exception as error:  # Orbax and TensorStore raise whatever the damaged byte made them trip over
                 reason = first_line(error)
-                aside = self._folder / f"{step}.damaged"
-                print(f"warning: checkpoint {self._folder / str(step)} is damaged ({reason}); moved to {aside.name}")
-                self._checkpointer.close()
-                (self._folder / str(step)).rename(_unused(aside))
-                self._checkpointer = self._open()
+            # The damage may lie in a part that one process alone reads.
+            reason = next(filter(None, processes.gather(reason)), "")
+            if not reason:
+                return restored
+            self._set_aside(step, reason)
         if steps:
             raise UserError(f"no checkpoint in {self._folder} can be read ({reason}); train again in another --workdir")
         return None
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        """Moves a damaged checkpoint to STEP.damaged, in one process for all."""
+        path = self._folder / str(step)
+        self._checkpointer.close()
+        if processes.is_main():
+            aside = _unused(path.with_name(f"{step}.damaged"))
+            print(f"warning: checkpoint {path} is damaged ({reason}); moved to {aside.name}")
+            path.rename(aside)
+        processes.barrier("damaged checkpoint")
+        self._checkpointer = self._open()
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         target = {
