@@ -12,7 +12,8 @@
 #   torn          the newest checkpoint is cut before the run starts
 #
 # DEVICES (1) a process, LOGS for their output (WORKDIR/processes). Where one process fails the others are ended after
-# GRACE seconds (20), as a cluster's launcher does; the exit status is the first that is not 0.
+# GRACE seconds (20), as a cluster's launcher does; the exit status is the first that is not 0, before 75: that is what
+# the others end with where one was lost.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -77,9 +78,8 @@ while ((left > 0)); do
     wait "${pids[$process]}" || code=$?
     unset "pids[$process]"
     left=$((left - 1))
-    if ((code != 0 && status == 0)); then
-      status=$code deadline=$((SECONDS + ${GRACE:-20}))
-    fi
+    if ((code != 0 && status == 0)); then deadline=$((SECONDS + ${GRACE:-20})); fi
+    if ((code != 0 && (status == 0 || status == 75))); then status=$code; fi
   done
   if ((status != 0 && left > 0 && SECONDS > deadline)); then kill -KILL "${pids[@]}" 2>/dev/null || true; fi
   sleep 0.2

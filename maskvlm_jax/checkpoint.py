@@ -5,14 +5,41 @@ A workdir holds `checkpoints/STEP/` and `best/STEP/`, each with the items params
 """
 
 import logging
+import re
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
-from maskvlm_jax.errors import UserError
+from maskvlm_jax import processes
+from maskvlm_jax.errors import UserError, unwritable, writing
 from maskvlm_jax.queue import Queue
 from maskvlm_jax.train_step import Params, TrainState
+
+
+class _WriteErrors(logging.Filter):
+    """Takes errors of writing out of Orbax's log, where they are told at once.
+
+    Orbax raises them at the next wait, and where there are several processes not before those that met none have
+    come, which do not come: it gives up after 20 minutes.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.saving, self.first = False, None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not self.saving or error is None or unwritable("", error) is None:
+            return True
+        self.first = self.first or error
+        return False
+
+
+_write_errors = _WriteErrors()  # one for all folders: the log does not say which
+logging.getLogger("absl").addFilter(_write_errors)
 
 
 class Checkpoints:
@@ -27,6 +54,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int = 1, writable: bool = True):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it touches
         self._folder = folder.absolute()
+        _write_errors.saving, _write_errors.first = False, None
         self._options = {
             "preservation_policy": ocp.training.preservation_policies.LatestN(keep),
             "cleanup_tmp_directories": writable,
@@ -45,6 +73,7 @@ class Checkpoints:
         """Starts saving; the device arrays are copied before it returns. A step that is there already is kept."""
         step = int(state.step)
         self.wait()
+        _write_errors.saving = True
         if step not in self.steps:
             items = {
                 "params": state.params,
@@ -53,7 +82,8 @@ class Checkpoints:
                 "queue": {"off": 0} if state.queue is None else state.queue._asdict(),
                 "progress": progress,
             }
-            self._checkpointer.save_checkpointables_async(step, items, force=True)
+            with writing(self._folder / str(step)):
+                self._checkpointer.save_checkpointables_async(step, items, force=True)
 
     def restore_newest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read, or None where there is none.
@@ -65,18 +95,30 @@ class Checkpoints:
         """
         steps, reason = self.steps, ""
         for step in reversed(steps):
+            restored, reason = None, ""
             try:
-                return self._restore(step, abstract)
+                restored = self._restore(step, abstract)
             except Exception as error:  # Orbax and TensorStore raise whatever the damaged byte made them trip over
                 reason = first_line(error)
-                aside = self._folder / f"{step}.damaged"
-                print(f"warning: checkpoint {self._folder / str(step)} is damaged ({reason}); moved to {aside.name}")
-                self._checkpointer.close()
-                (self._folder / str(step)).rename(_unused(aside))
-                self._checkpointer = self._open()
+            # The damage may lie in a part that one process alone reads.
+            reason = next(filter(None, processes.gather(reason)), "")
+            if not reason:
+                return restored
+            self._set_aside(step, reason)
         if steps:
             raise UserError(f"no checkpoint in {self._folder} can be read ({reason}); train again in another --workdir")
         return None
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        """Moves a damaged checkpoint to STEP.damaged, in one process for all."""
+        path = self._folder / str(step)
+        self._checkpointer.close()
+        if processes.is_main():
+            aside = _unused(path.with_name(f"{step}.damaged"))
+            print(f"warning: checkpoint {path} is damaged ({reason}); moved to {aside.name}")
+            path.rename(aside)
+        processes.barrier("damaged checkpoint")
+        self._checkpointer = self._open()
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         target = {
@@ -114,12 +156,48 @@ class Checkpoints:
                 f"checkpoint {self._folder / str(step)} cannot be read: {first_line(error)}; choose another checkpoint"
             ) from error
 
+    def check(self) -> None:
+        """Looks, without waiting, at what is being saved.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if (error := _write_errors.first) is not None:
+            found = re.search(r'"([^"]+?)\.orbax-checkpoint-tmp', str(error))
+            raise unwritable(found[1] if found else self._folder, error) from error
+
     def wait(self) -> None:
-        """Waits until nothing is being saved."""
-        self._checkpointer.wait()
+        """Waits until nothing is being saved.
+
+        Raises:
+            UserError: a checkpoint cannot be written.
+        """
+        errors: list[Exception | None] = []
+        # Beside this thread, because Orbax's own wait may not end where it failed.
+        waiting = threading.Thread(target=lambda: errors.append(_error_of(self._checkpointer.wait)), daemon=True)
+        waiting.start()
+        while waiting.is_alive():
+            waiting.join(0.1)
+            self.check()
+        self.check()
+        if errors[0] is not None:
+            with writing(self._folder):
+                raise errors[0]
 
     def close(self) -> None:
-        self._checkpointer.close()
+        """Waits and lets go of the folder; does nothing where a checkpoint could not be written, which was told."""
+        if _write_errors.first is None:
+            self.wait()
+            self._checkpointer.close()
+
+
+def _error_of(act: Callable[[], None]) -> Exception | None:
+    """What `act` raises."""
+    try:
+        act()
+    except Exception as error:
+        return error
+    return None
 
 
 def first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from maskvlm_jax import processes
 from maskvlm_jax.data import masking
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.errors import UserError, writing
 
 # Keys that may differ between the runs that share a workdir: they change no parameter.
 FREE_KEYS = (
@@ -254,8 +254,9 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file in one step: a killed process leaves the old file or the new one."""
     temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
+    with writing(path):
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        os.replace(temporary, path)
 
 
 def merge_evaluation(trained: ConfigDict, wanted: ConfigDict) -> ConfigDict:

@@ -1,6 +1,12 @@
 """What the user can mend is told in one line."""
 
+import contextlib
+import errno
+import os
+import re
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -21,11 +27,56 @@ class Absent(UserError):
 class Stopped(Exception):
     """A signal asked the run to stop, and its state is saved.
 
+    Args:
+        alone: this process ends at once, without the others of the run.
+
     Attributes:
         status: the exit status a shell gives a process that the signal ended.
     """
 
-    def __init__(self, number: int, saved_step: int | None):
-        self.status = 128 + number
+    def __init__(self, number: int, saved_step: int | None, *, alone: bool = False):
+        self.status, self.alone = 128 + number, alone
         saved = "stopped" if saved_step is None else f"step {saved_step} is saved"
         super().__init__(f"{signal.Signals(number).name}: {saved}; the same command goes on")
+
+
+# Why a file cannot be written, and what to do about it.
+_MENDS = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there or ask for a larger quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "mount it writable or choose another --workdir",
+    errno.EACCES: "make it writable or choose another --workdir",
+    errno.EIO: "look at that disk",
+    errno.ESTALE: "look at that file system",
+}
+
+
+def unwritable(path: Path | str, error: BaseException) -> UserError | None:
+    """What to tell of an error met while `path` was written; None where it is none of those above."""
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error)
+    if found := re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", text):  # TensorStore's and Rust's
+        number = int(found[1] or found[2])
+    number = number or next((known for known in _MENDS if os.strerror(known) in text), None)
+    if number not in _MENDS:
+        return None
+    return UserError(
+        f"{path} cannot be written ({os.strerror(number)}): {_MENDS[number]}, and the same command goes on"
+    )
+
+
+@contextlib.contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Names the file in errors of writing it: those of `write` say only "No space left on device".
+
+    Raises:
+        UserError: the disk is full, a limit is reached, or the folder cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:  # not OSError alone: libraries wrap it
+        told = None if isinstance(error, UserError) else unwritable(path, error)
+        if told is None:
+            raise
+        raise told from error

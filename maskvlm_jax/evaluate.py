@@ -18,7 +18,7 @@ from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.evaluation import EvaluationSet, load_evaluation
 from maskvlm_jax.data.sources import open_source
 from maskvlm_jax.data.tokenizer import Tokenizer
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.errors import UserError, writing
 from maskvlm_jax.evaluators import figures, probes, retrieval
 from maskvlm_jax.evaluators.predictor import Functions, Predictor
 from maskvlm_jax.pretrainer import Pretrainer
@@ -106,11 +106,12 @@ class Evaluation:
             sheets["masked_text"] = figures.masked_text_sheet(data, texts)
         if not processes.is_main():
             return sheets
-        folder.mkdir(parents=True, exist_ok=True)
-        if texts is not None:
-            (folder / f"masked_text_{split}.md").write_text(figures.masked_text_table(data, texts))
-        for name, sheet in sheets.items():
-            Image.fromarray(sheet).save(folder / f"{name}_{split}.png")
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if texts is not None:
+                (folder / f"masked_text_{split}.md").write_text(figures.masked_text_table(data, texts))
+            for name, sheet in sheets.items():
+                Image.fromarray(sheet).save(folder / f"{name}_{split}.png")
         return sheets
 
     @property

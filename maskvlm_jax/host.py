@@ -2,10 +2,13 @@
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import platform
+import sys
 import warnings
 from pathlib import Path
+from typing import Any, NoReturn
 
 # glibc's mallopt parameters (malloc.h): what we set, and glibc's own values.
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
@@ -56,3 +59,23 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
     # Orbax drops its own coroutines where a checkpoint is damaged; we say that in a line of ours.
     warnings.filterwarnings("ignore", category=RuntimeWarning, message="coroutine .* was never awaited")
+    # That compiled programs cannot be kept, on a full disk for one, is no fault of the run.
+    warnings.filterwarnings("ignore", category=UserWarning, message="Error writing persistent compilation cache")
+    sys.unraisablehook = _tell_unraisable
+
+
+def _tell_unraisable(ignored: Any) -> None:
+    """Python's own `unraisablehook`, but for what TensorStore has in flight when a save fails.
+
+    It reports to Orbax's event loop, which is gone by then, a stack trace each time.
+    """
+    if str(ignored.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(ignored)
+
+
+def end_at_once(status: int) -> NoReturn:
+    """Ends the process without waiting for what libraries do at its end, from any thread."""
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    sys.stdout.flush()
+    os._exit(status)

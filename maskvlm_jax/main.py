@@ -7,11 +7,10 @@ python -m maskvlm_jax.main --config=configs/evaluate.py --config.checkpoint=WORK
 
 import difflib
 import importlib
-import multiprocessing
-import os
 import re
 import runpy
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -103,15 +102,32 @@ def main(argv: list[str] | None = None) -> int:
         processes.join(_COORDINATOR.value, **joined)
         importlib.import_module(TASKS[config.task]).run(config, workdir)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.status
-    except OSError as error:  # a full disk, a folder that vanished: the machine's fault, told like the user's
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        return _tell(error, error.status)
+    except OSError as error:  # a folder that vanished: the machine's fault, told like the user's
+        return _tell(error, UserError.status)
     except Stopped as stopped:
         print(stopped, flush=True)
+        if stopped.alone:
+            processes.fail(stopped.status, str(stopped))
+        processes.finish()
         return stopped.status
+    except (Exception, KeyboardInterrupt) as error:
+        if not processes.several():
+            raise
+        processes.expect_news()
+        traceback.print_exc()
+        told = (str(error).strip() or "no message").splitlines()[0]
+        processes.fail(1, f"{type(error).__name__}: {told}; its log has more")
+        return 1
+    processes.finish()
     return 0
+
+
+def _tell(error: Exception, status: int) -> int:
+    """Prints an error as one line, here and in the other processes of the run."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    processes.fail(status, str(error))
+    return status
 
 
 def leave(status: int) -> NoReturn:
@@ -119,12 +135,9 @@ def leave(status: int) -> NoReturn:
 
     A damaged checkpoint, for one, leaves reads in flight that fail as the interpreter shuts down.
     """
-    if status not in (UserError.status, Absent.status):
-        sys.exit(status)
-    for worker in multiprocessing.active_children():
-        worker.terminate()
-    sys.stdout.flush()
-    os._exit(status)
+    if status in (UserError.status, Absent.status):
+        host.end_at_once(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

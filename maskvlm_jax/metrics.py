@@ -6,9 +6,14 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from maskvlm_jax.errors import writing
 
 SHORT = {"masked_image": "image", "masked_text": "text", "contrastive": "contrast", "matching": "match"}
 
@@ -32,25 +37,44 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path, start: int, *, evaluate_again: bool = False):
-        path = workdir / "metrics.jsonl"
-        if path.exists():
-            _drop_after(path, start, evaluate_again)
-        self._file = path.open("a")
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=start + 1 if start else None)
+        self._path, self._events_path = workdir / "metrics.jsonl", workdir / "events"
+        with writing(self._path):
+            if self._path.exists():
+                _drop_after(self._path, start, evaluate_again)
+            self._file = self._path.open("a")
+        with writing(self._events_path):
+            # Not its SummaryWriter, whose thread would meet a full disk alone and go on.
+            self._events_path.mkdir(exist_ok=True)
+            self._events = EventsWriter(str(self._events_path / "events"))
+            if start:
+                purge = Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START))
+                self._events.write_event(purge)
+            self._events.flush()
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+        with writing(self._path):
+            self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            self._file.flush()
+            # A bucket mounted as a folder gets a file when it is closed or synchronised: a killed run would leave
+            # nothing there. It costs milliseconds on a disk, an upload of the file on a bucket; lines are rare.
+            os.fsync(self._file.fileno())
+        self._add(step, *(summary.scalar(f"{split}/{name}", value) for name, value in values.items()))
 
     def figure(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture, (Y, X, 3) uint8, for TensorBoard."""
-        self._events.add_image(name, image, step, dataformats="HWC")
+        self._add(step, summary.image(name, image, dataformats="HWC"))
+
+    def _add(self, step: int, *summaries: Any) -> None:
+        with writing(self._events_path):
+            for value in summaries:
+                self._events.write_event(Event(wall_time=time.time(), step=step, summary=value))
+            self._events.flush()
 
     def close(self) -> None:
-        self._file.close()
-        self._events.close()
+        with writing(self._path):
+            self._file.close()
+        with writing(self._events_path):
+            self._events.close()
 
 
 def _drop_after(path: Path, step: int, evaluate_again: bool) -> None:

@@ -1,6 +1,6 @@
 """Several processes as one run: joining them, who writes, and values that all must agree on.
 
-Every function here but `join` and `is_main` is collective: all processes must call it, in the same order.
+`barrier`, `fetch`, `gather` and `finish` are collective: all processes must call them, in the same order.
 """
 
 import contextlib
@@ -15,7 +15,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from maskvlm_jax import host
 from maskvlm_jax.errors import Absent, UserError
+from maskvlm_jax.peers import Peers
+
+_peers: Peers | None = None  # of this process, once it has joined
 
 
 def join(coordinator: str, *, processes: int, process: int, timeout: int) -> None:
@@ -36,9 +40,13 @@ def join(coordinator: str, *, processes: int, process: int, timeout: int) -> Non
         return
     if coordinator != "auto" and not 0 <= process < processes:
         raise UserError(f"--coordinator={coordinator} needs --processes=N and --process=I, 0 <= I < N")
+    global _peers
     place = _find_cluster(timeout) if coordinator == "auto" else (coordinator, processes, process)
     if place is not None:
-        _meet(*place, timeout=timeout)
+        _peers = _meet(*place, timeout=timeout)
+    with contextlib.suppress(AttributeError):
+        # JAX's own notice of preemption takes SIGTERM away from us and complains when a process is lost.
+        jax.config.update("jax_enable_preemption_service", False)
     given = {} if coordinator == "auto" else {"coordinator_address": coordinator}
     given |= {} if coordinator == "auto" else {"num_processes": processes, "process_id": process}
     try:
@@ -63,19 +71,19 @@ def _find_cluster(timeout: int) -> tuple[str, int, int] | None:
     return address, processes, process
 
 
-def _meet(address: str, processes: int, process: int, *, timeout: int) -> None:
-    """Waits until all processes are there, on the port that jax uses next.
+def _meet(address: str, processes: int, process: int, *, timeout: int) -> Peers:
+    """Waits until all processes are there, on the port that jax uses next, and connects them on another.
 
     jax itself ends a process with a stack trace where others do not come.
 
     Raises:
         Absent: naming those that did not come.
     """
-    host, _, port = address.rpartition(":")
+    name, _, port = address.rpartition(":")
     deadline = time.monotonic() + timeout
     if process:
-        _report_to(host.strip("[]"), int(port), process, deadline, timeout)
-        return
+        name = name.strip("[]")
+        return _connect(name, _report_to(name, int(port), process, deadline, timeout), process)
     here: dict[int, socket.socket] = {}
     with socket.create_server(("", int(port)), backlog=processes) as server:
         while len(here) < processes - 1 and (left := deadline - time.monotonic()) > 0:
@@ -85,28 +93,66 @@ def _meet(address: str, processes: int, process: int, *, timeout: int) -> None:
                 connection.settimeout(5)
                 here[int(connection.recv(16))] = connection
     missing = sorted(set(range(1, processes)) - here.keys())
-    for connection in here.values():
-        with contextlib.suppress(OSError), connection:
-            connection.sendall(json.dumps(missing).encode())
-            connection.recv(1)  # until the other end has closed: a port that closes first stays taken for a while
-    if missing:
-        raise _missing(missing, timeout)
+    with socket.create_server(("", 0), backlog=processes) as watched:
+        for connection in here.values():
+            with contextlib.suppress(OSError), connection:
+                connection.sendall(json.dumps({"missing": missing, "port": watched.getsockname()[1]}).encode())
+                connection.recv(1)  # until the other end has closed: a port that closes first stays taken for a while
+        if missing:
+            raise _missing(missing, timeout)
+        return _accept(watched, processes)
 
 
-def _report_to(host: str, port: int, process: int, deadline: float, timeout: int) -> None:
+def _report_to(name: str, port: int, process: int, deadline: float, timeout: int) -> int:
+    """Tells process 0 that this one is there; returns the port that it watches."""
     while (left := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection((host, port), timeout=left) as connection:
+            with socket.create_connection((name, port), timeout=left) as connection:
                 connection.sendall(str(process).encode())
                 connection.settimeout(max(1.0, deadline - time.monotonic()) + 10)
-                missing = json.loads(connection.recv(1 << 20))
+                told = json.loads(connection.recv(1 << 20))
         except (OSError, ValueError):
             time.sleep(0.2)
             continue
-        if missing:
-            raise _missing(missing, timeout)
-        return
-    raise _missing([0], timeout, f" at {host}:{port}")
+        if told["missing"]:
+            raise _missing(told["missing"], timeout)
+        return told["port"]
+    raise _missing([0], timeout, f" at {name}:{port}")
+
+
+_NEWS = 5  # seconds that word of another process's end may take
+_CONNECT = 20  # seconds for the connections that are watched; all processes are there by then
+
+
+def _connect(name: str, port: int, process: int) -> Peers:
+    try:
+        connection = socket.create_connection((name, port), timeout=_CONNECT)
+        connection.sendall(json.dumps([process, socket.gethostname()]).encode() + b"\n")
+    except OSError as error:
+        _warn_unwatched(f"process 0 at {name}:{port} ({error.strerror or error})")
+        return Peers(process, {}, {})
+    return Peers(process, {0: connection}, {0: name})
+
+
+def _accept(server: socket.socket, processes: int) -> Peers:
+    deadline = time.monotonic() + _CONNECT
+    connections, hosts = {}, {}
+    while len(connections) < processes - 1 and (left := deadline - time.monotonic()) > 0:
+        server.settimeout(left)
+        with contextlib.suppress(OSError, ValueError, TypeError):  # something else may knock here
+            connection, _ = server.accept()
+            connection.settimeout(5)
+            with connection.makefile() as lines:
+                process, name = json.loads(lines.readline())
+            if process in range(1, processes):
+                connections[process], hosts[process] = connection, name
+    if unwatched := sorted(set(range(1, processes)) - connections.keys()):
+        _warn_unwatched("process " + ", ".join(map(str, unwatched)))
+    return Peers(0, connections, hosts)
+
+
+def _warn_unwatched(what: str) -> None:
+    print(f"warning: {what} cannot be watched; if it is lost, only jax tells, after 100 s", file=sys.stderr, flush=True)
 
 
 def _missing(numbers: list[int], timeout: int, where: str = "") -> Absent:
@@ -116,9 +162,34 @@ def _missing(numbers: list[int], timeout: int, where: str = "") -> Absent:
     )
 
 
+def several() -> bool:
+    """True where this process has joined others."""
+    return _peers is not None or jax.distributed.is_initialized()
+
+
 def is_main() -> bool:
     """True in the process that writes what only one may write."""
     return jax.process_index() == 0
+
+
+def finish() -> None:
+    """The end of a run that did not fail: waits for the others, so that a fault of theirs is told here too."""
+    if _peers is not None:
+        _peers.finish()
+
+
+def fail(status: int, told: str) -> None:
+    """Where this process is one of several it ends here, and the others hear why; the error is printed before."""
+    if _peers is not None:
+        _peers.fail(status, told)
+    if several():
+        host.end_at_once(status)  # jax would wait five minutes for the others at its end
+
+
+def expect_news() -> None:
+    """Waits for word that another process failed, which ends this one: a collective fails at the same moment."""
+    if _peers is not None:
+        time.sleep(_NEWS)
 
 
 def barrier(name: str) -> None:

@@ -19,7 +19,7 @@ class StopRequest:
     def handle(self, number: int, frame: Any) -> None:
         # One process of several does not leave the others waiting for it, unless it is asked twice.
         if self.signal or (self._saved_step is not None and jax.process_count() == 1):
-            raise Stopped(number, self._saved_step)
+            raise Stopped(number, self._saved_step, alone=True)
         self.signal = number
         print(f"\n{signal.Signals(number).name}: saving after this step; again = stop at once", flush=True)
 

@@ -19,7 +19,7 @@ from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import ledger, pipeline
 from maskvlm_jax.data.sources import Source, open_source, open_training_source
 from maskvlm_jax.data.tokenizer import Tokenizer
-from maskvlm_jax.errors import Stopped, UserError
+from maskvlm_jax.errors import Stopped, UserError, writing
 from maskvlm_jax.pretrainer import Pretrainer
 from maskvlm_jax.stopping import stopping_signals
 from maskvlm_jax.train_step import TrainState
@@ -117,7 +117,9 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
     state, told = initial.restore_or_init(config, checkpoints, built)
     start = int(state.step)
     evaluation = evaluate.Evaluation(config, built.graphdef, tokenizer, mesh)
-    writer = _writer(workdir, start, evaluate_again=start == config.steps)
+    # A checkpoint is older than the evaluation of its step: what that wrote, and found best, is found again.
+    evaluate_again = start > 0 and (start % config.eval_every == 0 or start == config.steps)
+    writer = _writer(workdir, start, evaluate_again=evaluate_again)
     progress = metrics.Progress(batch_size=config.batch_size, steps=config.steps)
     rows, counted = sharding.rows_of_process(mesh, config.batch_size)
     _check_stream(config, source, told, start)
@@ -126,6 +128,9 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
     read = ledger.Ledger(source.fingerprint, batch_size=config.batch_size, rows=rows, counted=counted)
     watch = StepWatch(source, config.data.max_broken, told, read)
     with closing(checkpoints), closing(best), closing(writer), stopping_signals() as stop:
+        if evaluate_again and start < config.steps:
+            with stop.at_once(start):
+                _evaluate(config, evaluation, state, start, writer, best, watch.told)
         for step in range(start + 1, config.steps + 1):
             clock = time.monotonic()
             batch = next(stream)
@@ -137,6 +142,7 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
 
             # One step behind the device, so that it never waits for the host, and a bad loss is caught a step later.
             watch.push(step, values, host_only, progress)
+            checkpoints.check()
             stopped = watch.stop if jax.process_count() > 1 else stop.signal
             due = {name: step % config[name] == 0 for name in ("log_every", "eval_every", "checkpoint_every")}
             last = step == config.steps
@@ -172,7 +178,8 @@ def _introduce(config, workdir: Path, source: Source, tokenizer: Tokenizer, stat
         f"in {workdir}"
     )
     if processes.is_main():
-        (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
+        with writing(workdir / "parameters.txt"):
+            (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
 
 
 def _finish(config, workdir: Path, evaluation, state: TrainState, writer, best, told: dict[str, Any]) -> None:

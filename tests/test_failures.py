@@ -1,14 +1,22 @@
 """Broken input while a run is under way."""
 
 import csv
+import errno
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import toy_flags
+from maskvlm_jax import config as configs
+from maskvlm_jax.errors import UserError, unwritable, writing
+from maskvlm_jax.metrics import MetricWriter
+from tests.conftest import ROOT, toy_flags
 
 FLICKR = "--config=configs/pretrain.py:data=flickr8k"
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (120, 120, 120)}
@@ -102,3 +110,53 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_named(cli, tmp_path, fin
     process = cli("--config=configs/pretrain.py", f"--workdir={tmp_path / 'run'}", *flags)
     assert process.returncode == 2
     assert "the model 20; set --config.model.text.vocab_size=" in process.stderr
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line_and_is_not_taken_for_a_whole_one(cli_environment, tmp_path):
+    workdir = tmp_path / "run"
+    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "_"]  # no file of more than 100 KiB
+    command = [sys.executable, "-m", "maskvlm_jax.main", "--config=configs/pretrain.py", f"--workdir={workdir}"]
+    process = subprocess.run(
+        [*limited, *command, *toy_flags()], cwd=ROOT, env=cli_environment, capture_output=True, text=True, timeout=600
+    )
+    assert process.returncode == 2
+    assert process.stderr.startswith(f"error: {workdir}/checkpoints/2 cannot be written (File too large): raise the ")
+    assert process.stderr.count("\n") == 1
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2.orbax-checkpoint-tmp"]
+
+
+FULL = "cannot be written (No space left on device): free space there, and the same command goes on"
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+    (tmp_path / "result.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=f"{tmp_path}/result.json {re.escape(FULL)}"):
+        configs.write_json(tmp_path / "result.json", {"steps": 6})
+    writer = MetricWriter(tmp_path, 0)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match=f"{tmp_path}/metrics.jsonl {re.escape(FULL)}"):
+        writer.write(1, "train", {"loss": 1.0})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        ValueError("RESOURCE_EXHAUSTED: Failed writing: \"a/b\" [os_error_code='28']"),  # TensorStore
+        Exception("No space left on device (os error 28)"),  # tokenizers
+    ],
+)
+def test_what_libraries_make_of_a_full_disk_is_told_alike(error):
+    with pytest.raises(UserError) as told, writing("runs/a"):
+        raise error
+    assert str(told.value) == f"runs/a {FULL}"
+
+
+def test_an_error_that_is_not_the_disk_s_stays_what_it_is():
+    assert unwritable("runs/a", ValueError("shapes differ")) is None
+    with pytest.raises(ValueError, match="shapes differ"), writing("runs/a"):
+        raise ValueError("shapes differ")

@@ -1,6 +1,7 @@
 """Several processes train as one: the same stream, the same losses, the same stop; faults lose nothing."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -32,9 +33,11 @@ def result(workdir: Path) -> dict:
     return json.loads((workdir / "result.json").read_text())
 
 
-def losses(workdir: Path) -> dict[int, float]:
+def losses(workdir: Path) -> dict[int, list[float]]:
+    """Every loss of every logged step."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if line["split"] == "train"}
+    lines = [line for line in lines if line["split"] == "train"]
+    return {line["step"]: [line[name] for name in sorted(line) if name.endswith("loss")] for line in lines}
 
 
 def same_run(workdir: Path, straight: Path) -> None:
@@ -42,7 +45,7 @@ def same_run(workdir: Path, straight: Path) -> None:
     assert result(workdir)["protocol"]["stream"] == result(straight)["protocol"]["stream"]
     ours, theirs = losses(workdir), losses(straight)
     assert ours.keys() <= theirs.keys() and len(ours) >= len(theirs) - 1  # a resumed run's first step is not logged
-    np.testing.assert_allclose([ours[step] for step in ours], [theirs[step] for step in ours], rtol=1e-4)
+    np.testing.assert_allclose([ours[step] for step in ours], [theirs[step] for step in ours], rtol=1e-5)
 
 
 def test_a_signal_to_one_process_stops_all_at_one_step_and_one_process_goes_on(pod, cli, finished_run, tmp_path):
@@ -58,30 +61,118 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_one_process_goes_on(p
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "devices"), [(2, 4), (4, 1)])
-def test_processes_together_train_as_one(pod, finished_run, tmp_path, count, devices):
-    process = pod(count, devices=devices)
+def test_processes_together_train_as_one(pod, cli, tmp_path, count, devices):
+    flags = toy_flags(steps=20, eval_every=10, checkpoint_every=10)
+    straight, workdir = tmp_path / "straight", tmp_path / "pod"
+    process = cli(CONFIG, f"--workdir={straight}", *flags)
+    assert process.returncode == 0, process.stderr
+    process = pod(count, *flags, devices=devices)
     assert process.returncode == 0, process.stdout + process.stderr
-    same_run(tmp_path / "pod", finished_run[0])
+    same_run(workdir, straight)
+    assert losses(workdir).keys() == set(range(2, 21))  # the first step is the compiler's
     np.testing.assert_allclose(
-        [result(tmp_path / "pod")["metrics"][name] for name in ("masked_image_loss_matched", "mean_recall")],
-        [result(finished_run[0])["metrics"][name] for name in ("masked_image_loss_matched", "mean_recall")],
+        [result(workdir)["metrics"][name] for name in ("masked_image_loss_matched", "mean_recall")],
+        [result(straight)["metrics"][name] for name in ("masked_image_loss_matched", "mean_recall")],
         rtol=1e-3,
     )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fault", "status"), [("kill:1@4", 137), ("kill:0@4", 137), ("slow:1@3", 0), ("torn", 0)])
-def test_after_a_fault_the_same_command_goes_on_and_no_example_is_lost(pod, finished_run, tmp_path, fault, status):
+@pytest.mark.parametrize(
+    ("fault", "status", "told"),
+    [
+        ("kill:1@4", 137, ["error: process 1 on HOST was lost", ""]),
+        ("kill:0@4", 137, ["", "error: process 0 on HOST was lost"]),
+        ("slow:1@3", 0, ["", ""]),
+        ("torn", 0, ["", ""]),
+        ("disk:1", 2, ["error: process 1 on HOST ended: FOLDER cannot be written", "error: FOLDER cannot be written"]),
+        ("disk:0", 2, ["error: FOLDER cannot be written", "error: process 0 on HOST ended: FOLDER cannot be written"]),
+    ],
+)
+def test_after_a_fault_the_same_command_goes_on_and_no_example_is_lost(
+    pod, finished_run, tmp_path, fault, status, told
+):
     workdir = tmp_path / "pod"
     if fault == "torn":
         assert pod(2, FAULT="kill:1@5").returncode == 137
     faulty = pod(2, FAULT=fault, STILL="5")
     assert faulty.returncode == status, faulty.stdout + faulty.stderr
+    for process, beginning in enumerate(told):
+        log = (workdir / "processes" / f"{process}.log").read_text()
+        assert "Traceback" not in log
+        lines = [line for line in log.splitlines() if line.startswith("error")]
+        assert len(lines) == bool(beginning), log
+        pattern = re.escape(beginning).replace("HOST", r"\S+").replace("FOLDER", r"\S+/checkpoints/2")
+        assert not beginning or re.match(pattern, lines[0])
     if fault == "torn":
         assert "is damaged" in faulty.stdout and "moved to" in faulty.stdout
+    if fault.startswith("disk"):
+        assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2.orbax-checkpoint-tmp"]
     if status:
         assert pod(2).returncode == 0
     same_run(workdir, finished_run[0])
+
+
+# Processes that only watch each other.
+WATCH = """
+import sys, time
+from maskvlm_jax import processes
+processes._peers = processes._meet(sys.argv[1], 3, int(sys.argv[2]), timeout=60)
+print("up", flush=True)
+word = sys.stdin.readline().strip()
+if word == "finish":
+    processes.finish()
+elif word:
+    processes.fail(2, word)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def watchers():
+    """Three processes that watch each other and do, or say at their end, what is written to them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", WATCH, address]
+    running = [subprocess.Popen([*command, str(number)], cwd=ROOT, **pipes) for number in range(3)]
+    for process in running:
+        assert process.stdout.readline() == "up\n"
+    yield running
+    for process in running:
+        process.kill()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_is_named_by_the_others_which_end(watchers, victim):
+    watchers[victim].kill()
+    for number, process in enumerate(watchers):
+        if number != victim:
+            told = process.stderr.readline() + process.stderr.read()
+            assert re.fullmatch(
+                rf"error: process {victim} on \S+ was lost, .* goes on from the last checkpoint\n", told
+            )
+            assert process.wait(10) == 75
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_fails_ends_the_others_with_its_words_and_status(watchers, victim):
+    watchers[1 - victim].stdin.close()  # they work on
+    watchers[victim].stdin.write("the disk is full\n")
+    watchers[victim].stdin.close()
+    for number, process in enumerate(watchers):
+        told = "" if number == victim else rf"error: process {victim} on \S+ ended: the disk is full\n"
+        assert re.fullmatch(told, process.stderr.read())
+        assert process.wait(10) == 2
+
+
+def test_a_process_that_has_finished_hears_of_one_that_then_fails(watchers):
+    for number, word in ((1, "finish"), (0, "finish"), (2, "too late")):
+        watchers[number].stdin.write(word + "\n")
+        watchers[number].stdin.flush()
+    assert [process.wait(10) for process in watchers] == [2, 2, 2]
+    assert "process 2 on" in watchers[1].stderr.read()
 
 
 def start(*flags: str) -> subprocess.Popen:

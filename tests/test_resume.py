@@ -47,6 +47,13 @@ def same_as_straight(workdir, straight) -> None:
     steps = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     train = [line["step"] for line in steps if line["split"] == "train"]
     assert train == sorted(set(train)), "a step was logged twice"
+    assert evaluations(workdir) == evaluations(straight)
+
+
+def evaluations(workdir) -> list[dict]:
+    """The lines of metrics.jsonl that are no training step's."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] != "train"]
 
 
 @pytest.mark.parametrize("seed", [0])
@@ -84,6 +91,20 @@ def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(finished_run, cl
     process = cli(PRETRAIN, f"--workdir={copy_of_run}", *toy_flags())
     assert process.returncode == 0, process.stderr
     same_as_straight(copy_of_run, finished_run[0])
+
+
+def test_an_evaluation_that_a_kill_cut_off_is_made_again_and_told_once(finished_run, cli_environment, copy_of_run):
+    for folder in ("checkpoints/4", "checkpoints/6", "best"):  # killed between the checkpoint of step 3 and its scores
+        shutil.rmtree(copy_of_run / folder)
+    (copy_of_run / "result.json").unlink()
+    process = start(copy_of_run, cli_environment)
+    wait_for(process, "final evaluation")
+    process.kill()
+    finish(process)
+    assert finish(start(copy_of_run, cli_environment)) == 0
+    same_as_straight(copy_of_run, finished_run[0])
+    best = [sorted(path.name for path in (run / "best").iterdir()) for run in (copy_of_run, finished_run[0])]
+    assert best[0] == best[1]
 
 
 def damage(folder) -> None:

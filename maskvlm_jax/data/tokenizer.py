@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.errors import UserError, writing
 
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 CONTINUATION = "##"
@@ -132,13 +132,15 @@ def save(backend: tokenizers.Tokenizer, folder: str | os.PathLike) -> None:
     )
     temporary = Path(f"{folder}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    wrapped.save_pretrained(str(temporary))
-    temporary.rename(folder)
+    with writing(folder):
+        wrapped.save_pretrained(str(temporary))
+        temporary.rename(folder)
 
 
 def copy(source: str | os.PathLike, folder: str | os.PathLike) -> None:
     """Copies a tokenizer folder in one step."""
     temporary = Path(f"{folder}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    temporary.rename(folder)
+    with writing(folder):
+        shutil.copytree(source, temporary)
+        temporary.rename(folder)
