@@ -118,11 +118,35 @@ class Program:
             return 2 * written
         if kind.endswith("-start"):  # its results name the operand again
             written = instruction.arrays[0].size if instruction.arrays[0].main else 0
-        if kind == "fusion":
-            called = re.search(r"calls=%?([\w.\-]+)", instruction.rest)
-            if called and called[1] in self._computations:
-                operands, written = _fusion_bytes(self._computations[called[1]], operands, written)
+        if kind == "fusion" and (body := self._called(instruction)) is not None:
+            operands = [min(all_of_it, read) for all_of_it, read in zip(operands, self._read(body), strict=False)]
+            written -= _not_written(body)
         return sum(operands) + written
+
+    def _called(self, fusion: Instruction) -> Mapping[str, Instruction] | None:
+        called = re.search(r"calls=%?([\w.\-]+)", fusion.rest)
+        return self._computations.get(called[1]) if called else None
+
+    def _read(self, body: Mapping[str, Instruction]) -> list[float]:
+        """Bytes that a fusion reads of each operand: of one that it only slices the slices."""
+
+        def by(user: Instruction, parameter: str) -> float:
+            places = [i for i, name in enumerate(user.operands) if _origin(body, name) == parameter]
+            if user.kind in _READERS and places == [0]:
+                return sum(array.size for array in user.arrays)
+            if user.kind == "dynamic-update-slice" and places == [0]:
+                return 0
+            if user.kind == "fusion" and (inner := self._called(user)) is not None:
+                read = self._read(inner)
+                return sum(read[place] for place in places)
+            return math.inf
+
+        parameters = sorted((i for i in body.values() if i.kind == "parameter"), key=_number)
+        users = [i for i in body.values() if i.kind not in ("bitcast", "parameter")]
+        return [
+            sum(by(user, p.name) for user in users if p.name in {_origin(body, name) for name in user.operands})
+            for p in parameters
+        ]
 
     def collectives(self) -> list[Collective]:
         """Every collective once; parts of one that the compiler spread over several kernels share a channel."""
@@ -187,23 +211,29 @@ def _shapes(types: str) -> list[str]:
     return [f"{kind}[{shape}]" for kind, shape, _ in _ARRAY.findall(types)]
 
 
-def _fusion_bytes(body: Mapping[str, Instruction], operands: list[int], written: int) -> tuple[list[int], int]:
-    """Of an operand that is only sliced the slices count; of a result that is updated in place the update."""
-    updates = {i.operands[0]: i for i in body.values() if i.kind == "dynamic-update-slice"}
-    read = list(operands)
-    for parameter in (i for i in body.values() if i.kind == "parameter"):
-        number = int(re.search(r"\S+ (\d+)", parameter.rest)[1])
-        users = [i for i in body.values() if parameter.name in i.operands]
-        if number >= len(read) or not users:
-            continue
-        if all(i.kind in _READERS and i.operands[0] == parameter.name for i in users):
-            read[number] = min(read[number], sum(sum(array.size for array in i.arrays) for i in users))
-        elif parameter.name in updates and len(users) == 1:
-            read[number] = 0
+def _number(parameter: Instruction) -> int:
+    """Which operand a parameter of a fusion is."""
+    return int(re.match(r"\S+ (\d+)", parameter.rest)[1])
+
+
+def _origin(body: Mapping[str, Instruction], name: str) -> str:
+    """What a name stands for behind changes of shape alone."""
+    while name in body and body[name].kind == "bitcast":
+        name = body[name].operands[0]
+    return name
+
+
+def _not_written(body: Mapping[str, Instruction]) -> int:
+    """Bytes of a fusion's results that stay as they are: those around an update in place."""
     root = next((i for i in body.values() if i.root), None)
-    if root is not None and root.kind == "dynamic-update-slice":
-        written = min(written, sum(array.size for array in body[root.operands[1]].arrays))
-    return read, written
+    if root is None:
+        return 0
+    kept = 0
+    for name in root.operands if root.kind == "tuple" else [root.name]:
+        made = body.get(_origin(body, name))
+        if made is not None and made.kind == "dynamic-update-slice" and made.size and made.operands[1] in body:
+            kept += made.size - sum(array.size for array in body[made.operands[1]].arrays)
+    return kept
 
 
 def replica_groups(text: str) -> np.ndarray:

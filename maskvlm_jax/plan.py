@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ from maskvlm_jax.slices import GIB, Slice
 _SLICE = flags.DEFINE_string("slice", "", "TPU slice: v5e-256, v4-32, ..., several as 2xv5e-256")
 _PRICE = flags.DEFINE_float("price", 0.0, "dollars a chip-hour; 0 = the price of the table in slices.py")
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object")
+_PROGRAM = flags.DEFINE_string("program", "", "file that the compiled program's text is written to")
 _TRY = flags.DEFINE_bool("try", True, "where the run does not fit, try what may")
 
 
@@ -154,15 +156,25 @@ class Plan(NamedTuple):
         }
 
 
-def make_plan(config: ConfigDict, where: Slice, options: dict[str, str] | None = None) -> Plan:
-    """Compiles the step for a slice and reads what it takes; raises as `compile_step`."""
+def make_plan(
+    config: ConfigDict, where: Slice, options: dict[str, str] | None = None, keep: Path | None = None
+) -> Plan:
+    """Compiles the step for a slice and reads what it takes; raises as `compile_step`.
+
+    Args:
+        options: of the compiler.
+        keep: where the compiled program's text goes.
+    """
     config = config.copy_and_resolve_references()
     if config.model.shared.dtype == "auto":
         config.model.shared.dtype = "bfloat16"
     clock = time.monotonic()
     compiled, total_flops = compile_step(config, where, options)
     seconds = time.monotonic() - clock
-    memory, program, chips, chip = compiled.memory_analysis(), Program(compiled.as_text()), where.all_chips, where.chip
+    text = compiled.as_text()
+    if keep:
+        keep.write_text(text)
+    memory, program, chips, chip = compiled.memory_analysis(), Program(text), where.all_chips, where.chip
     collectives: dict[str, dict[str, float]] = {}
     link_bytes = network_bytes = 0.0
     for found in program.collectives():
@@ -275,7 +287,9 @@ def report(plan: Plan, where: Slice, config: ConfigDict, price: float) -> str:
     return "\n".join(f"{name:20}{value}" for name, value in rows)
 
 
-def run(config: ConfigDict, where: Slice, *, attempts: bool, price: float, as_json: bool) -> None:
+def run(
+    config: ConfigDict, where: Slice, *, attempts: bool, price: float, as_json: bool, keep: Path | None = None
+) -> None:
     """Prints the plan of a config; where it does not fit, what does.
 
     Raises:
@@ -283,7 +297,7 @@ def run(config: ConfigDict, where: Slice, *, attempts: bool, price: float, as_js
     """
     configs.check(config)
     try:
-        plan = make_plan(config, where)
+        plan = make_plan(config, where, keep=keep)
     except TooLarge as error:
         batch = largest_batch(config, error, where)
         told = f"does not fit: batch_size {config.batch_size:,} on {where} {error}"
@@ -291,20 +305,22 @@ def run(config: ConfigDict, where: Slice, *, attempts: bool, price: float, as_js
         if not attempts:
             raise UserError(f"{told}; {advice}") from None
         print(f"{told}; {advice}", file=sys.stderr if as_json else sys.stdout, flush=True)
-        config, plan = _first_that_fits(config, where, error, told)
+        config, plan = _first_that_fits(config, where, error, told, keep)
     if as_json:
         print(json.dumps(plan.as_json(where.chip.flops)))
     else:
         print(report(plan, where, config, price))
 
 
-def _first_that_fits(config: ConfigDict, where: Slice, error: TooLarge, told: str) -> tuple[ConfigDict, Plan]:
+def _first_that_fits(
+    config: ConfigDict, where: Slice, error: TooLarge, told: str, keep: Path | None
+) -> tuple[ConfigDict, Plan]:
     for values in candidates(config, error, where):
         flag = " ".join(f"--config.{name}={value}" for name, value in values.items())
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(values)
         try:
-            plan = make_plan(changed, where)
+            plan = make_plan(changed, where, keep=keep)
         except TooLarge as again:
             print(f"  {flag}: {again}", file=sys.stderr, flush=True)
         except UserError as impossible:  # microbatches that the batch cannot be cut into
@@ -329,7 +345,8 @@ def main() -> int:
             raise UserError("no slice; give --slice=v5e-256")
         where = slices.parse(_SLICE.value)
         price = _PRICE.value or where.chip.price
-        run(config, where, attempts=_TRY.value, price=price, as_json=_JSON.value)
+        keep = Path(_PROGRAM.value) if _PROGRAM.value else None
+        run(config, where, attempts=_TRY.value, price=price, as_json=_JSON.value, keep=keep)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.status

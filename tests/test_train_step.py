@@ -1,6 +1,6 @@
 """The step: same numbers on every mesh, one compilation, accumulation, moving average, precision."""
 
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -176,14 +176,8 @@ def test_local_negatives_let_no_sequence_travel():
 
 
 def test_slices_lie_one_after_the_other_along_data():
-    class Device(NamedTuple):
-        id: int
-        slice_index: int
-        platform: str = "cpu"
-        device_kind: str = "cpu"
-        process_index: int = 0
-
-    devices = [Device(i, i % 2) for i in range(8)]
+    common = {"platform": "cpu", "device_kind": "cpu", "process_index": 0}
+    devices = [SimpleNamespace(id=i, slice_index=i % 2, **common) for i in range(8)]
     placed = sharding._arrange((4, 2, 1), devices)
     assert [device.slice_index for device in placed.ravel()] == [0] * 4 + [1] * 4
     with pytest.raises(UserError, match="data=1 is not divisible by the 2 slices"):
