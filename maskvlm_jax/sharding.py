@@ -57,7 +57,9 @@ def _arrange(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.n
     """
     slices: dict[int, list[jax.Device]] = {}
     for device in devices:
-        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+        # A GPU's "slice" is its node, which parameters may well be split across.
+        number = getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+        slices.setdefault(number, []).append(device)
     data, fsdp, model = shape
     if data % len(slices):
         raise UserError(

@@ -84,6 +84,16 @@ def test_without_libtpu_the_command_that_installs_it_is_told(monkeypatch):
         plan.make_plan(toy_config(), slices.parse("v5e-8"))
 
 
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v5e-1", "v5e-8", "v5e-256", "v6e-64", "v4-32", "v5p-32", "2xv5e-16"])
+def test_libtpu_describes_every_slice_and_the_mesh_covers_it(name):
+    where = slices.parse(name)
+    mesh = sharding.make_mesh(data=-1, fsdp=1, model=1, devices=plan._devices(where))
+    assert mesh.size == where.all_chips
+    in_order = [getattr(device, "slice_index", None) or 0 for device in mesh.devices.ravel()]
+    assert in_order == sorted(in_order)
+
+
 def collective_bytes(program: Program) -> dict[str, int]:
     """MB a step by kind, of groups of more than one device."""
     found: dict[str, int] = {}

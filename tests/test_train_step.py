@@ -179,13 +179,16 @@ def test_local_negatives_let_no_sequence_travel():
     assert travelled["local"] < one_sequence <= travelled["global"]
 
 
-def test_slices_lie_one_after_the_other_along_data():
-    common = {"platform": "cpu", "device_kind": "cpu", "process_index": 0}
-    devices = [SimpleNamespace(id=i, slice_index=i % 2, **common) for i in range(8)]
+def test_slices_lie_one_after_the_other_along_data(monkeypatch):
+    plain = lambda shape, devices, **_: np.array(devices, object).reshape(shape)  # noqa: E731
+    monkeypatch.setattr(sharding.mesh_utils, "create_device_mesh", plain)
+    devices = [SimpleNamespace(id=i, slice_index=i % 2, platform="tpu") for i in range(8)]
     placed = sharding._arrange((4, 2, 1), devices)
     assert [device.slice_index for device in placed.ravel()] == [0] * 4 + [1] * 4
     with pytest.raises(UserError, match="data=1 is not divisible by the 2 slices"):
         sharding._arrange((1, 8, 1), devices)
+    nodes = [SimpleNamespace(id=i, slice_index=i % 2, platform="gpu") for i in range(8)]
+    assert sharding._arrange((1, 8, 1), nodes).ravel().tolist() == nodes
 
 
 def test_parameters_are_split_over_fsdp_and_model():
