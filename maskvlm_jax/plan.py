@@ -186,6 +186,7 @@ def make_plan(
         kind["wire_bytes"] += found.wire_bytes
         link_bytes += found.wire_bytes
         if len({int(member) // where.chips for member in found.groups[0]}) > 1:
+            # Reduced within a slice first, so that each of its chips sends its own part to the other slices.
             network_bytes += found.wire_bytes / min(where.chips, found.groups.shape[1])
     peak = memory.peak_memory_in_bytes or memory.argument_size_in_bytes + memory.temp_size_in_bytes
     moved = program.moved_bytes()
