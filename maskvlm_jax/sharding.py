@@ -154,10 +154,10 @@ def rows_of_process(mesh: Mesh, batch_size: int) -> tuple[np.ndarray, np.ndarray
     return rows, np.array([first[row] == jax.process_index() for row in rows.tolist()])
 
 
-def abstract_batch(shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The same global arrays as `put` makes, described only."""
+def abstract_batch(shapes: Mapping[str, tuple[tuple[int, ...], type]], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same global arrays as `put` makes, by (shape, type), described only."""
     sharding = batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in shapes.items()}
+    return {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, (shape, kind) in shapes.items()}
 
 
 def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

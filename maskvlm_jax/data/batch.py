@@ -22,7 +22,6 @@ import re
 import zlib
 from typing import TypedDict
 
-import jax
 import numpy as np
 
 from maskvlm_jax.data import masking
@@ -47,10 +46,12 @@ class Batch(TypedDict):
     example_valid: np.ndarray
 
 
-def batch_shapes(batch_size: int, *, image_size: int, patch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of a batch as the device gets it."""
+def batch_shapes(
+    batch_size: int, *, image_size: int, patch: int, length: int
+) -> dict[str, tuple[tuple[int, ...], type]]:
+    """(shape, type) of each array of a batch as the device gets it."""
     patches, text = (image_size // patch) ** 2, (batch_size, length)
-    shapes = {
+    return {
         "image": ((batch_size, image_size, image_size, 3), np.uint8),
         "tokens": (text, np.int32),
         "tokens_masked": (text, np.int32),
@@ -60,7 +61,6 @@ def batch_shapes(batch_size: int, *, image_size: int, patch: int, length: int) -
         "pair_id": ((batch_size, 2), np.int32),
         "example_valid": ((batch_size,), bool),
     }
-    return {name: jax.ShapeDtypeStruct(*of_one) for name, of_one in shapes.items()}
 
 
 def image_hash(image: bytes | np.ndarray) -> np.int32:
