@@ -46,7 +46,9 @@ CONFIGS = {
 
 def shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
     image = config.model.image
-    return batch_shapes(BATCH_SIZE, image_size=image.image_size, patch=image.patch, length=config.model.text.max_length)
+    text = config.model.text.max_length
+    arrays = batch_shapes(BATCH_SIZE, image_size=image.image_size, patch=image.patch, length=text)
+    return {name: jax.ShapeDtypeStruct(*array) for name, array in arrays.items()}
 
 
 def traced_gflops(config, *, training: bool = False) -> float:
