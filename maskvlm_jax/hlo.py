@@ -116,11 +116,20 @@ class Program:
             return 2 * operands[1]
         if kind in _READERS:
             return 2 * written
-        if kind.endswith("-start"):  # its results name the operand again
-            written = instruction.arrays[0].size if instruction.arrays[0].main else 0
+        if kind.endswith("-start") and kind.removesuffix("-start") not in COLLECTIVES:
+            # Its results name the operand again: a copy's behind what it makes, others' in front.
+            made = instruction.arrays[0 if kind == "copy-start" else 1]
+            return made.size * (made.main + any(operands))
         if kind == "fusion" and (body := self._called(instruction)) is not None:
             operands = [min(all_of_it, read) for all_of_it, read in zip(operands, self._read(body), strict=False)]
             written -= _not_written(body)
+            if any(inner.kind in COLLECTIVES for inner in body.values()):
+                # A part of a collective that runs beside other work: its buffers pass through.
+                aliases = re.findall(r"\{(\d+)\}: \((\d+),", instruction.rest.split("calls=")[0])
+                for result, operand in ((int(result), int(operand)) for result, operand in aliases):
+                    passing = instruction.arrays[result]
+                    written -= passing.size * passing.main
+                    operands[operand] = 0
         return sum(operands) + written
 
     def _called(self, fusion: Instruction) -> Mapping[str, Instruction] | None:

@@ -70,6 +70,30 @@ def test_the_largest_arrays_are_named():
     assert Program(TEXT).largest(1) == [(256, "f32[8,8]  fusion")]
 
 
+def test_buffers_of_a_collective_that_runs_beside_other_work_pass_through():
+    text = """%work.1 (param_0: f32[4,8], param_1: f32[8,8], param_2: f32[8,8]) -> (f32[8,8], f32[8,8]) {
+  %param_0 = f32[4,8]{1,0} parameter(0)
+  %param_1 = f32[8,8]{1,0} parameter(1)
+  %param_2 = f32[8,8]{1,0} parameter(2)
+  %all-gather.1 = f32[8,8]{1,0} all-gather(%param_0), channel_id=7, replica_groups=[1,2]<=[2], dimensions={0}
+  %twice = f32[8,8]{1,0} add(%param_2, %param_2)
+  ROOT %both = (f32[8,8]{1,0}, f32[8,8]{1,0}) tuple(%twice, %param_1)
+}
+
+ENTRY %main (a: f32[4,8], b: f32[8,8], c: f32[8,8]) -> (f32[8,8], f32[8,8]) {
+  %a = f32[4,8]{1,0} parameter(0)
+  %b = f32[8,8]{1,0} parameter(1)
+  %c = f32[8,8]{1,0} parameter(2)
+  %start = ((f32[8,8]{1,0}), f32[2,8]{1,0:S(1)}, u32[]) slice-start(%c), slice={[0:2], [0:8]}
+  ROOT %f = (f32[8,8]{1,0}, f32[8,8]{1,0}) fusion(%a, %b, %c), kind=kOutput, output_to_operand_aliasing={{1}: (1, {})}, calls=%work.1
+}
+"""  # noqa: E501
+    program = Program(text)
+    # The gather's operand, the sum's operand and result, and the slice, which goes to other memory.
+    assert program.moved_bytes() == 4 * 8 * 4 + 2 * 8 * 8 * 4 + 2 * 8 * 4
+    assert [(part.kind, part.size) for part in program.collectives()] == [("all-gather", 256)]
+
+
 @pytest.mark.parametrize(
     ("text", "groups"),
     [
