@@ -131,7 +131,8 @@ class CrossStack(nnx.Module):
     def start(self, x_BSD, valid_BS=None, read_BR=None, key=None) -> jax.Array:
         """The first block's self-attention: the part of the stack that does not depend on the memory."""
         read_BR = read_BR if self.depth == 1 else None
-        return self.blocks.layer(0).attend_self(x_BSD, valid_BS, read_BR, self._keys(key)[0])
+        attend = lambda block, *arguments: block.attend_self(*arguments)  # noqa: E731
+        return self.blocks.once(0, attend, x_BSD, valid_BS, read_BR, self._keys(key)[0])
 
     def finish(self, x_BSD, memory: Memory, valid_BS=None, read_BR=None, key=None) -> jax.Array:
         """All that follows `start`; returns the positions `read_BR`, (B, R, D), all where None."""
@@ -146,15 +147,18 @@ class CrossStack(nnx.Module):
             x = block.attend_self(x, valid_BS, key=self_key)
             return block.attend_memory(x, Memory(key_BTHK, value_BTHK, memory.valid_BT), cross_key)
 
-        x_BSD = self.blocks.layer(0).attend_memory(x_BSD, layer_memory(0), keys[1])
+        attend = lambda block, *arguments: block.attend_memory(*arguments)  # noqa: E731
+        x_BSD = self.blocks.once(0, attend, x_BSD, layer_memory(0), keys[1])
         if last > 0:
             middle_keys = layer_keys(keys[2], self.depth)
             x_BSD = self.blocks.scan(
                 apply, x_BSD, (memory.key_ABTHK, memory.value_ABTHK, middle_keys), start=1, stop=last
             )
-            block = self.blocks.layer(last)
-            x_BSD = block.attend_self(x_BSD, valid_BS, read_BR, keys[3])
-            x_BSD = block.attend_memory(x_BSD, layer_memory(last), keys[4])
+
+            def end(block, x, valid, read, memory, self_key, cross_key):
+                return block.attend_memory(block.attend_self(x, valid, read, self_key), memory, cross_key)
+
+            x_BSD = self.blocks.once(last, end, x_BSD, valid_BS, read_BR, layer_memory(last), *keys[3:])
         return x_BSD if self.norm is None else self.norm(x_BSD)
 
     def __call__(self, x_BSD, memory: Memory, valid_BS=None, read_BR=None, key=None) -> jax.Array:

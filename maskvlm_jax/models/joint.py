@@ -50,7 +50,7 @@ class JointStack(nnx.Module):
         """The last block at the positions `read_BR`, all where None."""
         last = self.blocks.depth - 1
         key = None if key is None else layer_keys(key, self.blocks.depth)[last]
-        x_BRD = self.blocks.layer(last)(x_BSD, valid_BS, key, read_BR)
+        x_BRD = self.blocks.once(last, lambda block, *arguments: block(*arguments), x_BSD, valid_BS, key, read_BR)
         return x_BRD if self.norm is None else self.norm(x_BRD)
 
     def __call__(self, x_BSD, valid_BS, read_BR=None, key=None) -> jax.Array:

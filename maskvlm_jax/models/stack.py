@@ -45,6 +45,16 @@ class Stack(nnx.Module):
         graphdef, state = nnx.split(self.block)
         return nnx.merge(graphdef, jax.tree.map(lambda x: x[index], state))
 
+    def once(self, index: int, apply: Callable, *arguments: Any) -> Any:
+        """apply(block, *arguments) of one layer; under `remat` its activations are computed again as those of `scan`."""
+        graphdef, state = nnx.split(self.layer(index))
+
+        def run(state, *arguments):
+            return apply(nnx.merge(graphdef, state), *arguments)
+
+        policy = REMAT_POLICIES[self.remat]
+        return (run if policy is None else jax.checkpoint(run, policy=policy))(state, *arguments)
+
     def scan(self, apply: Callable, carry: Any, xs: Any = None, *, start: int = 0, stop: int | None = None) -> Any:
         """carry = apply(block, carry, x) over the layers start:stop; `xs` has a leading layer axis of its own."""
         stop = self.depth if stop is None else stop
