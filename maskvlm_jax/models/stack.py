@@ -46,7 +46,7 @@ class Stack(nnx.Module):
         return nnx.merge(graphdef, jax.tree.map(lambda x: x[index], state))
 
     def once(self, index: int, apply: Callable, *arguments: Any) -> Any:
-        """apply(block, *arguments) of one layer; under `remat` its activations are computed again as those of `scan`."""
+        """apply(block, *arguments) of one layer, whose activations `remat` treats as those of `scan`."""
         graphdef, state = nnx.split(self.layer(index))
 
         def run(state, *arguments):
