@@ -90,6 +90,18 @@ def shares_of(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
     return math.prod(mesh.shape.get(axis, 1) for axis in BATCH[0])
 
 
+def split_rows(x: jax.Array) -> jax.Array:
+    """x with its rows pinned to the axes that split the batch, where a mesh is set and they divide.
+
+    Left to itself the compiler gives rows the placement of "data" alone where a kernel is split over "fsdp", and then
+    computes every row in all devices along that axis.
+    """
+    shares = batch_shares()
+    if shares == 1 or x.shape[0] % shares:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(BATCH[0], *[P.UNCONSTRAINED] * (x.ndim - 1)))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 

@@ -16,7 +16,7 @@ from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import pipeline
 from maskvlm_jax.data.scenes import Scenes
 from maskvlm_jax.errors import UserError
-from maskvlm_jax.hlo import Program
+from maskvlm_jax.hlo import Collective, Program
 from maskvlm_jax.pretrainer import Pretrainer
 from tests.conftest import toy_config
 from tests.data.test_pipeline import make_tokenizer
@@ -162,18 +162,33 @@ def test_eight_devices_give_the_losses_and_parameters_of_one(on_one_device, axes
     assert share_apart(state.params, expected_state.params) < 0.02
 
 
+def collectives_of(config, mesh) -> list[Collective]:
+    """What a step's compiled program sends between devices."""
+    shapes = batches.batch_shapes(config.batch_size, image_size=32, patch=8, length=20)
+    with jax.set_mesh(mesh):
+        built = trainer.build(config, mesh)
+        state = train_step.abstract_state(built.init, built.shardings)
+        lowered = built.step.lower(state, sharding.abstract_batch(shapes, mesh))
+        return Program(lowered.compile({"xla_backend_optimization_level": 0}).as_text()).collectives()
+
+
+def test_devices_along_fsdp_have_rows_of_their_own():
+    """Rows that they computed together they would reduce together, layer by layer; it is gradients alone."""
+    reduced = {}
+    for axes in ((8, 1, 1), (2, 4, 1)):
+        config = only("contrastive", batch_size=64, model__image__depth=3, model__text__depth=3)
+        config.model.shared.unroll = False
+        found = collectives_of(config, mesh_of(*axes))
+        reduced[axes] = sum(part.size * part.times for part in found if part.kind == "all-reduce")
+    assert reduced[2, 4, 1] < 2 * reduced[8, 1, 1]
+
+
 def test_local_negatives_let_no_sequence_travel():
     """What goes from device to device is gradients, pooled features and masks; by global negatives memories too."""
     travelled = {}
-    mesh, shapes = mesh_of(8, 1, 1), batches.batch_shapes(16, image_size=32, patch=8, length=20)
     for pool in ("global", "local"):
         config = only("contrastive", "matching", objectives__matching__pool=pool, batch_size=16)
-        with jax.set_mesh(mesh):
-            built = trainer.build(config, mesh)
-            state = train_step.abstract_state(built.init, built.shardings)
-            lowered = built.step.lower(state, sharding.abstract_batch(shapes, mesh))
-            program = Program(lowered.compile({"xla_backend_optimization_level": 0}).as_text())
-        found = [part for part in program.collectives() if part.kind != "all-reduce"]
+        found = [part for part in collectives_of(config, mesh_of(8, 1, 1)) if part.kind != "all-reduce"]
         travelled[pool] = max(part.size for part in found)
     one_sequence = 16 * 20 * 32 * 4  # of each caption of the batch
     assert travelled["local"] < one_sequence <= travelled["global"]

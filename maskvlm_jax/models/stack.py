@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskvlm_jax.sharding import split_rows
+
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -50,7 +52,7 @@ class Stack(nnx.Module):
         graphdef, state = nnx.split(self.layer(index))
 
         def run(state, *arguments):
-            return apply(nnx.merge(graphdef, state), *arguments)
+            return split_rows(apply(nnx.merge(graphdef, state), *arguments))
 
         policy = REMAT_POLICIES[self.remat]
         return (run if policy is None else jax.checkpoint(run, policy=policy))(state, *arguments)
@@ -65,7 +67,7 @@ class Stack(nnx.Module):
 
         def body(carry, layer):
             state, x = layer
-            return apply(nnx.merge(graphdef, state), carry, x), None
+            return split_rows(apply(nnx.merge(graphdef, state), split_rows(carry), x)), None
 
         policy = REMAT_POLICIES[self.remat]
         body = body if policy is None else jax.checkpoint(body, policy=policy, prevent_cse=self.unroll)
