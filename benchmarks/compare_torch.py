@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.command import finish
 from benchmarks.shapes import SHAPES
 from maskvlm_jax.errors import UserError
 
@@ -184,13 +185,7 @@ def main() -> int:
     args = parser.parse_args()
     if min(args.rounds, args.steps) < 1:
         parser.error("--rounds and --steps must be 1 or more")
-    try:
-        result = summary(args, run(args))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(result) if args.json else table(result))
-    return 0
+    return finish(lambda: summary(args, run(args)), table, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ import numpy as np
 import simplejpeg
 from ml_collections import ConfigDict
 
+from benchmarks.command import finish
 from configs import common, pretrain
 from maskvlm_jax import host, train
 from maskvlm_jax.data import masking, pipeline, transforms
@@ -298,14 +299,8 @@ def main() -> int:
     if args.torch_python and args.data != "jpeg":
         parser.error("--torch-python reads the pictures of --data jpeg alone")
     host.quiet_libraries()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            result = run(args, Path(folder))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(result) if args.json else table(result))
-    return 0
+    with tempfile.TemporaryDirectory() as folder:
+        return finish(lambda: run(args, Path(folder)), table, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ in both.
 import argparse
 import ast
 import difflib
-import json
 import os
 import resource
 import statistics
@@ -31,6 +30,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import shapes
+from benchmarks.command import finish
 from configs import common, pretrain
 from maskvlm_jax import config as configs
 from maskvlm_jax import flops, host, optim, sharding, train, train_step
@@ -266,16 +266,14 @@ def main() -> int:
         config = shape_config(args.shape, args.data)
     else:
         config = pretrain.get_config(f"size={args.size},data={args.data}")
-    try:
+
+    def measure() -> dict[str, Any]:
         set_values(config, args.set)
         if args.batch_size is not None:
             config.batch_size = args.batch_size
-        result = run(config, args.steps)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(result) if args.json else table(result))
-    return 0
+        return run(config, args.steps)
+
+    return finish(measure, table, as_json=args.json)
 
 
 if __name__ == "__main__":

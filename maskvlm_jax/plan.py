@@ -9,11 +9,8 @@ Memory, bytes and collectives are those of the compiled program. FLOPs are those
 are bounds by the chip's peaks; a real step takes longer.
 """
 
-import importlib.util
 import json
 import math
-import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -24,95 +21,18 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from maskvlm_jax import config as configs
-from maskvlm_jax import flops, host, metrics, sharding, slices, train, train_step
+from maskvlm_jax import flops, host, metrics, slices
 from maskvlm_jax import main as command_line
-from maskvlm_jax.data.batch import batch_shapes
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.hlo import Program
 from maskvlm_jax.slices import GIB, Slice
+from maskvlm_jax.tpu_compiler import TooLarge, compile_step
 
 _SLICE = flags.DEFINE_string("slice", "", "TPU slice: v5e-256, v4-32, ..., several as 2xv5e-256")
 _PRICE = flags.DEFINE_float("price", 0.0, "dollars a chip-hour; 0 = the price of the table in slices.py")
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object")
 _PROGRAM = flags.DEFINE_string("program", "", "file that the compiled program's text is written to")
 _TRY = flags.DEFINE_bool("try", True, "where the run does not fit, try what may")
-
-
-class TooLarge(Exception):
-    """A program does not fit.
-
-    Attributes:
-        needed, available: bytes of a chip's memory.
-        state: bytes of it that parameters, optimizer and moving average take.
-    """
-
-    def __init__(self, needed: float, available: float, state: float):
-        super().__init__(f"needs {needed / GIB:.1f} GiB a chip, there are {available / GIB:.1f}")
-        self.needed, self.available, self.state = needed, available, state
-
-
-def compile_step(config: ConfigDict, where: Slice, options: dict[str, str] | None = None) -> tuple[Any, float]:
-    """The compiled step of a config for a slice, and the FLOPs of the whole step.
-
-    Args:
-        options: of the compiler.
-
-    Raises:
-        TooLarge: it does not fit.
-        UserError: the mesh or batch does not go with the slice, or libtpu is not there.
-    """
-    mesh = sharding.make_mesh(**config.mesh, devices=_devices(where))
-    sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
-    image = config.model.image
-    shapes = batch_shapes(
-        config.batch_size, image_size=image.image_size, patch=image.patch, length=config.model.text.max_length
-    )
-    with jax.set_mesh(mesh):
-        built = train.build(config, mesh)
-        state = train_step.abstract_state(built.init, built.shardings)
-        traced = built.step.trace(state, sharding.abstract_batch(shapes, mesh))
-        try:
-            compiled = traced.lower(lowering_platforms=("tpu",)).compile(compiler_options=options)
-        except jax.errors.JaxRuntimeError as error:
-            raise _too_large(error, _bytes_a_device(state)) or error from None
-    return compiled, flops.traced_flops(traced.jaxpr)
-
-
-def _devices(where: Slice) -> list[Any]:
-    """The devices of a slice, described by libtpu."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(f'planning needs libtpu, which is not installed: pip install "jax[tpu]=={jax.__version__}"')
-    # No TPU is looked for, none is locked, and nothing is asked of a metadata server.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
-    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-    from jax.experimental import topologies
-
-    # A chip of two cores is one device, as it is for a run.
-    more = {"chip_config_name": "megacore"} if where.generation == "v4" else {}
-    try:
-        return list(
-            topologies.get_topology_desc(
-                platform="tpu", topology_name=where.topology, num_slices=where.count, **more
-            ).devices
-        )
-    except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"libtpu does not describe {where}: {str(error).splitlines()[0]}") from error
-
-
-def _bytes_a_device(tree: Any) -> float:
-    """Of arrays that are described with their placement."""
-    leaves = jax.tree.leaves(tree)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-
-
-def _too_large(error: Exception, state: float) -> TooLarge | None:
-    """What libtpu says of a program that does not fit."""
-    sizes = re.search(r"\(([\d.]+)([MG])\) exceeds available HBM \(([\d.]+)G\)", str(error))
-    sizes = sizes or re.search(r"[Uu]sed ([\d.]+)([MG]) of ([\d.]+)G hbm", str(error))
-    if sizes is None:
-        return None
-    return TooLarge(float(sizes[1]) * (GIB if sizes[2] == "G" else 2**20), float(sizes[3]) * GIB, state)
 
 
 class Plan(NamedTuple):
@@ -169,12 +89,13 @@ def make_plan(
     if config.model.shared.dtype == "auto":
         config.model.shared.dtype = "bfloat16"
     clock = time.monotonic()
-    compiled, total_flops = compile_step(config, where, options)
+    compiled = compile_step(config, where, options)
     seconds = time.monotonic() - clock
-    text = compiled.as_text()
+    total_flops, text = compiled.flops, compiled.executable.as_text()
     if keep:
         keep.write_text(text)
-    memory, program, chips, chip = compiled.memory_analysis(), Program(text), where.all_chips, where.chip
+    memory, program = compiled.executable.memory_analysis(), Program(text)
+    chips, chip = where.all_chips, where.chip
     collectives: dict[str, dict[str, float]] = {}
     link_bytes = network_bytes = 0.0
     for found in program.collectives():
@@ -197,7 +118,7 @@ def make_plan(
         batch_size=config.batch_size,
         accumulate=config.optim.accumulate,
         remat=config.model.shared.remat,
-        mesh=dict(sharding.make_mesh(**config.mesh, devices=_devices(where)).shape),
+        mesh=compiled.mesh,
         state_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=peak,
@@ -305,7 +226,7 @@ def run(
         advice = f"--config.batch_size={batch} should fit as it is" if batch else "not even one pair a chip fits"
         if not attempts:
             raise UserError(f"{told}; {advice}") from None
-        print(f"{told}; {advice}", file=sys.stderr if as_json else sys.stdout, flush=True)
+        print(f"{told}; {advice}", file=sys.stderr, flush=True)
         config, plan = _first_that_fits(config, where, error, told, keep)
     if as_json:
         print(json.dumps(plan.as_json(where.chip.flops)))

@@ -15,8 +15,9 @@ import jax
 import pytest
 
 from configs import pretrain
-from maskvlm_jax import plan, sharding, slices, train, train_step
+from maskvlm_jax import plan, sharding, slices, tpu_compiler, train, train_step
 from maskvlm_jax.data.batch import batch_shapes
+from maskvlm_jax.errors import UserError
 from maskvlm_jax.hlo import Program
 from maskvlm_jax.slices import GIB
 from tests.conftest import ROOT, toy_config
@@ -25,8 +26,8 @@ BUDGETS = Path(__file__).parent / "reference" / "budgets.json"
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 
-def too_large(needed: float, state: float = 4.0) -> plan.TooLarge:
-    return plan.TooLarge(needed * GIB, 16 * GIB, state * GIB)
+def too_large(needed: float, state: float = 4.0) -> tpu_compiler.TooLarge:
+    return tpu_compiler.TooLarge(needed * GIB, 16 * GIB, state * GIB)
 
 
 @pytest.mark.parametrize(
@@ -38,10 +39,10 @@ def too_large(needed: float, state: float = 4.0) -> plan.TooLarge:
     ],
 )
 def test_what_libtpu_says_of_a_program_that_does_not_fit_is_read(told):
-    found = plan._too_large(RuntimeError(told), 3.0)
+    found = tpu_compiler.too_large(RuntimeError(told), 3.0)
     assert (found.needed, found.available, found.state) == (54.88 * GIB, 15.75 * GIB, 3.0)
     assert str(found) == "needs 54.9 GiB a chip, there are 15.8"
-    assert plan._too_large(RuntimeError("INTERNAL: something else"), 3.0) is None
+    assert tpu_compiler.too_large(RuntimeError("INTERNAL: something else"), 3.0) is None
 
 
 def test_splitting_the_state_comes_first_where_it_suffices():
@@ -79,8 +80,8 @@ def test_a_wrong_command_is_told_in_one_line(flags, told):
 
 
 def test_without_libtpu_the_command_that_installs_it_is_told(monkeypatch):
-    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(plan.UserError, match=r'pip install "jax\[tpu\]=='):
+    monkeypatch.setattr(tpu_compiler.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "jax\[tpu\]=='):
         plan.make_plan(toy_config(), slices.parse("v5e-8"))
 
 
@@ -88,7 +89,7 @@ def test_without_libtpu_the_command_that_installs_it_is_told(monkeypatch):
 @pytest.mark.parametrize("name", ["v5e-1", "v5e-8", "v5e-256", "v6e-64", "v4-32", "v5p-32", "2xv5e-16"])
 def test_libtpu_describes_every_slice_and_the_mesh_covers_it(name):
     where = slices.parse(name)
-    mesh = sharding.make_mesh(data=-1, fsdp=1, model=1, devices=plan._devices(where))
+    mesh = sharding.make_mesh(data=-1, fsdp=1, model=1, devices=tpu_compiler.devices_of(where))
     assert mesh.size == where.all_chips
     in_order = [getattr(device, "slice_index", None) or 0 for device in mesh.devices.ravel()]
     assert in_order == sorted(in_order)
