@@ -1,7 +1,7 @@
 """What a step takes of each chip as chips grow at a fixed batch a chip: a table and a plot, from compiled programs.
 
-    python benchmarks/scaling.py --out /tmp/scaling --size base --per-chip 16
-    python benchmarks/scaling.py --out /tmp/scaling-local --size base --per-chip 16 --set objectives.matching.pool=local
+    python benchmarks/scaling.py --out scaling --size base --per-chip 16
+    python benchmarks/scaling.py --out scaling-local --size base --per-chip 16 --set objectives.matching.pool=local
 
 Needs libtpu, no TPU; every point is compiled by a process of its own, some minutes each. What is in --out is not
 compiled again.
@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = {
-    "flops": ("TFLOP", 1e12),
+    "flops": ("GFLOP", 1e9),
     "moved_bytes": ("GB moved", 1e9),
     "peak_bytes": ("memory, GiB", 2**30),
     "state_bytes": ("state, GiB", 2**30),
@@ -47,9 +47,9 @@ def table(found: list[dict[str, Any]]) -> str:
     names = [name for name, _ in COLUMNS.values()] + [f"{kind}, MB" for kind in kinds] + ["step at least, ms"]
     lines = ["| chips | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for point in found:
-        cells = [f"{point[key] / unit:.2f}" for key, (_, unit) in COLUMNS.items()]
+        cells = [f"{point[key] / unit:,.2f}" for key, (_, unit) in COLUMNS.items()]
         cells += [f"{point['collectives'].get(kind, {}).get('bytes', 0) / 1e6:,.0f}" for kind in kinds]
-        lines.append(f"| {point['chips']} | " + " | ".join([*cells, f"{1e3 * point['step_seconds']:.0f}"]) + " |")
+        lines.append(f"| {point['chips']} | " + " | ".join([*cells, f"{1e3 * point['step_seconds']:.2f}"]) + " |")
     return "\n".join(lines)
 
 
@@ -64,7 +64,7 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     figure, (ratio, travel) = pyplot.subplots(1, 2, figsize=(9, 3.2))
     for key, (name, _) in COLUMNS.items():
         ratio.plot(chips, [point[key] / found[0][key] for point in found], "o-", label=name.split(",")[0])
-    ratio.set_ylabel("of one chip, over that of the first row")
+    ratio.set_ylabel("of one chip, over that of 1")
     ratio.set_ylim(bottom=0)
     for kind in KINDS:
         sizes = [point["collectives"].get(kind, {}).get("bytes", 0) / 1e6 for point in found]
