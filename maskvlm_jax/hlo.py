@@ -116,7 +116,8 @@ class Program:
             return 2 * operands[1]
         if kind in _READERS:
             return 2 * written
-        if kind.endswith("-start") and kind.removesuffix("-start") not in COLLECTIVES:
+        copies = kind.endswith("-start") and kind.removesuffix("-start") not in COLLECTIVES
+        if copies and len(instruction.arrays) > 1:
             # Its results name the operand again: a copy's behind what it makes, others' in front.
             made = instruction.arrays[0 if kind == "copy-start" else 1]
             return made.size * (made.main + any(operands))
