@@ -16,7 +16,7 @@ _ARRAY = re.compile(r"([a-z]+\d*(?:e\d\w*)?)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%(\S+) = (.*)$")
 # Moves nothing itself: names, or what is counted in the computation that it calls.
 _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "call", "after-all"}
-_FREE |= {"opt-barrier", "partition-id", "replica-id"}
+_FREE |= {"opt-barrier", "partition-id", "replica-id", "call-start"}
 _READERS = {"dynamic-slice", "slice", "gather"}
 
 
