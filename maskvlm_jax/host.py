@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import platform
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +15,8 @@ from typing import Any, NoReturn
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
 _KEEP = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 1 << 28}
 _DEFAULT = {_MMAP_MAX: 65_536, _TRIM_THRESHOLD: 128 * 1024, _TOP_PAD: 128 * 1024}
+
+_HOLE = 64 * 2**20
 
 LARGE_SHARE = 0.5  # of the machine's memory
 
@@ -37,7 +40,32 @@ def release_memory_if_large() -> None:
         return
     held = int(statm.read_text().split()[1])
     if held > LARGE_SHARE * os.sysconf("SC_PHYS_PAGES") and _mallopt(_DEFAULT):
+        give_back_freed_memory()
+
+
+def give_back_freed_memory() -> None:
+    """Gives back to the kernel what is free now, once; what is freed later is kept as before."""
+    if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def settle_memory() -> None:
+    """Gives back what is free now, and keeps small allocations out of the block of a program's temporaries from here.
+
+    To be called once, after the program's first run. What its compilation left is not used again. Nor is the block of
+    the first temporaries where something small was put next to it: the next ones, aligned anew, just do not fit.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    time.sleep(0.1)  # temporaries are freed a moment after the results are there
+    give_back_freed_memory()
+    # The smallest hole that fits is taken: here is one for all but temporaries, cut from the block that they left. It
+    # takes no memory until it is used; what is allocated behind it keeps it from growing.
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    hole = libc.malloc(_HOLE)
+    libc.malloc(_HOLE // 64)
+    libc.free(hole)
 
 
 def _mallopt(values: dict[int, int]) -> bool:

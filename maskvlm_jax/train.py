@@ -148,6 +148,7 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
             last = step == config.steps
             if step == start + 1:
                 watch.drain(progress)
+                host.settle_memory()
                 print(f"first step: loss {float(values['loss']):.3f}, compiled in {time.monotonic() - clock:.0f}s")
                 progress.restart()
             if due["log_every"] or last:

@@ -67,17 +67,16 @@ class CrossBlock(nnx.Module):
         self.self_attention = Attention(width, heads=heads, **common)
         self.cross_attention = Attention(width, heads=heads, **common)
         self.feed_forward = FeedForward(width, ratio=mlp_ratio, **common)
-        self.norm1 = LayerNorm(width, eps=eps, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(width, eps=eps, dtype=dtype, rngs=rngs)
-        self.norm3 = LayerNorm(width, eps=eps, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(width, eps=eps, dtype=dtype)
+        self.norm2 = LayerNorm(width, eps=eps, dtype=dtype)
+        self.norm3 = LayerNorm(width, eps=eps, dtype=dtype)
         self.pre, self.dropout = norm == "pre", dropout
 
     def attend_self(self, x_BSD, valid_BS=None, read_BR=None, key=None) -> jax.Array:
         """First sub-block, computed at the positions `read_BR` (all where None)."""
         y_BSD = self.norm1(x_BSD) if self.pre else x_BSD
-        memory = self.self_attention.project(y_BSD)
-        x_BRD, y_BRD = take(x_BSD, read_BR), take(y_BSD, read_BR)
-        x_BRD = x_BRD + dropout(self.self_attention(y_BRD, *memory, valid_BS), self.dropout, key)
+        attended_BRD = self.self_attention.to_itself(y_BSD, valid_BS, read_BR)
+        x_BRD = take(x_BSD, read_BR) + dropout(attended_BRD, self.dropout, key)
         return x_BRD if self.pre else self.norm1(x_BRD)
 
     def attend_memory(self, x_BSD, memory: Memory, key=None) -> jax.Array:
@@ -120,7 +119,7 @@ class CrossStack(nnx.Module):
         self.blocks = Stack(
             lambda rngs: CrossBlock(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs
         )
-        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype, rngs=rngs) if norm == "pre" else None
+        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype) if norm == "pre" else None
         self.depth = depth
 
     def project(self, context_BTD: jax.Array, valid_BT: jax.Array | None = None) -> Memory:

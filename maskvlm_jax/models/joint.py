@@ -36,7 +36,7 @@ class JointStack(nnx.Module):
         block = {"heads": heads, "mlp_ratio": mlp_ratio, "norm": norm, "eps": 1e-5, "dropout": dropout}
         block |= {"init_std": init_std, "dtype": dtype}
         self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
-        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype, rngs=rngs) if norm == "pre" else None
+        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype) if norm == "pre" else None
 
     def body(self, x_BSD: jax.Array, valid_BS: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """All blocks but the last, at every position."""

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskvlm_jax.models import primitives
+
 Dtype = jnp.dtype | str
 
 
@@ -102,10 +104,10 @@ def restore(visible_BUD: jax.Array, visible: Positions, length: int, mask_token:
 
 
 class Attention(nnx.Module):
-    """Multi-head attention of queries over keys and values that were projected before.
+    """Multi-head attention: of a sequence to itself, or to keys and values that were projected before.
 
-    Keys and values are projected by a call of their own, so that a sequence attended to more than once, by several
-    streams or as a hard negative, is projected once.
+    Of another sequence they are projected by a call of their own, so that one that is attended to more than once, by
+    several streams or as a hard negative, is projected once.
     """
 
     def __init__(self, width: int, *, heads: int, init_std: float, dtype: Dtype, rngs: nnx.Rngs):
@@ -124,12 +126,43 @@ class Attention(nnx.Module):
         self, x_BSD: jax.Array, key_BTHK: jax.Array, value_BTHK: jax.Array, valid_BT: jax.Array | None = None
     ) -> jax.Array:
         """Attends from x to the keys that are valid (all of them where `valid_BT` is None); float32 softmax."""
-        mask = None if valid_BT is None else valid_BT[:, None, None, :]
-        out_BSHK = jax.nn.dot_product_attention(self._split(self.query(x_BSD)), key_BTHK, value_BTHK, mask=mask)
+        out_BSHK = primitives.attend(self._split(self.query(x_BSD)), key_BTHK, value_BTHK, valid_BT)
         return self.out(out_BSHK.reshape(x_BSD.shape))
+
+    def to_itself(
+        self, x_BSD: jax.Array, valid_BS: jax.Array | None = None, read_BR: jax.Array | None = None
+    ) -> jax.Array:
+        """Attends from the positions `read_BR` of x, all where None, to all of x that is valid."""
+        x_BRD = take(x_BSD, read_BR)
+        if few_queries(x_BRD.shape[1], x_BSD.shape[1], heads=self.heads, width=x_BSD.shape[2]):
+            return self._without_keys(x_BRD, x_BSD, valid_BS)
+        return self(x_BRD, *self.project(x_BSD), valid_BS)
+
+    def _without_keys(self, x_BRD: jax.Array, context_BTD: jax.Array, valid_BT: jax.Array | None) -> jax.Array:
+        """The same by q · (W c + b) = (Wᵀ q) · c + q · b and sum_t p_t (W c_t + b) = W (sum_t p_t c_t) + b.
+
+        Queries are carried to the sequence, which is projected to no keys and values. The softmax does not see q · b.
+        """
+        dtype = self.query.dtype
+        key_DHK, value_DHK = (self._split(dense.kernel[...].astype(dtype)) for dense in (self.key, self.value))
+        query_BRHK, context_BTD = self._split(self.query(x_BRD)), context_BTD.astype(dtype)
+        lifted_BHRD = jnp.einsum("brhk,dhk->bhrd", query_BRHK, key_DHK)
+        logits_BHRT = jnp.einsum("bhrd,btd->bhrt", lifted_BHRD, context_BTD, preferred_element_type=jnp.float32)
+        logits_BHRT *= query_BRHK.shape[-1] ** -0.5
+        if valid_BT is not None:
+            logits_BHRT = jnp.where(valid_BT[:, None, None], logits_BHRT, primitives.HIDDEN_LOGIT)
+        weights_BHRT = jax.nn.softmax(logits_BHRT).astype(dtype)
+        mean_BHRD = jnp.einsum("bhrt,btd->bhrd", weights_BHRT, context_BTD)
+        out_BRD = jnp.einsum("bhrd,dhk->brhk", mean_BHRD, value_DHK).reshape(x_BRD.shape)
+        return self.out(out_BRD + self.value.bias[...].astype(dtype))
 
     def _split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.heads, -1)
+
+
+def few_queries(queries: int, keys: int, *, heads: int, width: int) -> bool:
+    """Whether attention costs less than half where it carries its queries to the sequence instead of projecting that."""
+    return 2 * queries * (width + heads * keys) <= keys * (width + queries)
 
 
 class FeedForward(nnx.Module):
@@ -140,14 +173,18 @@ class FeedForward(nnx.Module):
         self.down = Dense(ratio * width, width, init_std=init_std, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        return self.down(jax.nn.gelu(self.up(x_BSD), approximate=False))
+        return self.down(primitives.gelu(self.up(x_BSD)))
 
 
-class LayerNorm(nnx.LayerNorm):
+class LayerNorm(nnx.Module):
     """Layer normalisation with float32 statistics computed in two passes."""
 
-    def __init__(self, width: int, *, eps: float, dtype: Dtype, rngs: nnx.Rngs):
-        super().__init__(width, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
+    def __init__(self, width: int, *, eps: float, dtype: Dtype):
+        self.scale, self.bias = nnx.Param(jnp.ones((width,), jnp.float32)), nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.eps, self.dtype = eps, dtype
+
+    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        return primitives.layer_norm(x_BSD, self.scale[...], self.bias[...], self.eps, self.dtype)
 
 
 class Block(nnx.Module):
@@ -169,8 +206,8 @@ class Block(nnx.Module):
         common = {"init_std": init_std, "dtype": dtype, "rngs": rngs}
         self.attention = Attention(width, heads=heads, **common)
         self.feed_forward = FeedForward(width, ratio=mlp_ratio, **common)
-        self.norm1 = LayerNorm(width, eps=eps, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(width, eps=eps, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(width, eps=eps, dtype=dtype)
+        self.norm2 = LayerNorm(width, eps=eps, dtype=dtype)
         self.pre, self.dropout = norm == "pre", dropout
 
     def __call__(
@@ -183,9 +220,8 @@ class Block(nnx.Module):
         """The block at the positions `read_BR`, all where None; every valid position is attended to."""
         key1, key2 = (None, None) if key is None else jax.random.split(key)
         y_BSD = self.norm1(x_BSD) if self.pre else x_BSD
-        memory = self.attention.project(y_BSD)
-        x_BRD, y_BRD = take(x_BSD, read_BR), take(y_BSD, read_BR)
-        x_BRD = x_BRD + dropout(self.attention(y_BRD, *memory, valid_BS), self.dropout, key1)
+        attended_BRD = self.attention.to_itself(y_BSD, valid_BS, read_BR)
+        x_BRD = take(x_BSD, read_BR) + dropout(attended_BRD, self.dropout, key1)
         x_BRD = x_BRD if self.pre else self.norm1(x_BRD)
         y_BRD = self.norm2(x_BRD) if self.pre else x_BRD
         x_BRD = x_BRD + dropout(self.feed_forward(y_BRD), self.dropout, key2)

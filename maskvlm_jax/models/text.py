@@ -39,7 +39,7 @@ class TextEncoder(nnx.Module):
     ):
         self.embedding = nnx.Param(token_init()(rngs.params(), (vocab_size, width), jnp.float32))
         self.position = nnx.Param(token_init()(rngs.params(), (1, max_length, width), jnp.float32))
-        self.embedding_norm = LayerNorm(width, eps=1e-5, dtype=dtype, rngs=rngs)
+        self.embedding_norm = LayerNorm(width, eps=1e-5, dtype=dtype)
         block = {
             "heads": heads,
             "mlp_ratio": mlp_ratio,
@@ -50,7 +50,7 @@ class TextEncoder(nnx.Module):
             "dtype": dtype,
         }
         self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
-        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype, rngs=rngs) if norm == "pre" and depth else None
+        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype) if norm == "pre" and depth else None
         self.mask_id = mask_id
         self.width, self.dropout, self.dtype = width, dropout, dtype
 

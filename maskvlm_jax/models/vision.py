@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from maskvlm_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from maskvlm_jax.models import primitives
 from maskvlm_jax.models.layers import Block, Dense, Dtype, LayerNorm, Positions, dropout, restore, take, token_init
 from maskvlm_jax.models.stack import Stack, layer_keys
 
@@ -77,7 +78,7 @@ class ConvEmbedding(nnx.Module):
         x_BYXC = image_BYXC
         for layer in self.layers:
             x_BYXC = einops.rearrange(x_BYXC, "b (h p) (w q) c -> b h w (p q c)", p=2, q=2)
-            x_BYXC = jax.nn.gelu(layer(x_BYXC), approximate=False)
+            x_BYXC = primitives.gelu(layer(x_BYXC))
         return self.out(einops.rearrange(x_BYXC, "b h w c -> b (h w) c"))
 
 
@@ -100,7 +101,7 @@ class ConvDecoder(nnx.Module):
         """(B, N, F): pixels of each patch, not bounded."""
         x = x_BND[:, :, None, None]
         for layer in self.layers:
-            x = jax.nn.gelu(layer(x), approximate=False)
+            x = primitives.gelu(layer(x))
             x = einops.rearrange(x, "b n h w (p q c) -> b n (h p) (w q) c", p=2, q=2)
         return einops.rearrange(self.out(x), "b n h w c -> b n (h w c)")
 
@@ -159,7 +160,7 @@ class ImageEncoder(nnx.Module):
         self.position = nnx.Param(position)
         block = {"heads": heads, "mlp_ratio": mlp_ratio, "norm": "pre", "eps": 1e-6, "dropout": dropout, **common}
         self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
-        self.norm = LayerNorm(width, eps=1e-6, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(width, eps=1e-6, dtype=dtype)
         self.patch, self.patches, self.width, self.dropout, self.dtype = patch, patches, width, dropout, dtype
         self.hidden, self.class_tokens = hidden, int(class_token)
 
