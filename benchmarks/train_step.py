@@ -13,7 +13,6 @@ in both.
 import argparse
 import ast
 import difflib
-import os
 import resource
 import statistics
 import sys
@@ -166,7 +165,7 @@ def run(config: ConfigDict, steps: int) -> dict[str, Any]:
     return {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
-        "cores": _cores(),
+        "cores": host.cores(),
         "dtype": dtype,
         "batch_size": batch_size,
         "parameters": parameters,
@@ -195,11 +194,6 @@ def _parameters_by_tower(params: Any) -> dict[str, int]:
 
     optim.map_by_path(count, params)
     return counts
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _peak_mib() -> float:

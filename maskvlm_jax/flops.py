@@ -2,7 +2,8 @@
 
 Counts what the code computes, with what it saves: every view is encoded once, a memory is projected once for all that
 read it, matching runs the first self-attention once an input and not once a pair, the last cross block is computed at
-the read positions only, and so are pixels and vocabulary logits. Text counts at its full length, padding included.
+the read positions only, without keys and values of its own where these are few, and so are pixels and vocabulary
+logits. Text counts at its full length, padding included.
 
 A multiply-add is two. Left out are element-wise work, softmax, norms, look-ups and the optimizer.
 """
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 from maskvlm_jax.context import masked_token_capacity
 from maskvlm_jax.data.masking import masked_patch_count
 from maskvlm_jax.errors import UserError
+from maskvlm_jax.models.layers import few_queries
 
 Block = Any  # width, mlp_ratio and depth of a stack: `config.model.image`, `.text`, `.fusion` or a decoder
 
@@ -175,18 +177,25 @@ def attend(block: Block, queries: int, keys: int) -> float:
     return 2 * dense(queries, block.width, block.width) + 2 * dense(queries, block.width, keys)
 
 
+def attend_itself(block: Block, length: int, read: int) -> float:
+    """Self-attention of a sequence at `read` of its positions; a few carry their queries to it, see `Attention`."""
+    if few_queries(read, length, heads=block.heads, width=block.width):
+        return 4 * dense(read, block.width, block.width) + 2 * dense(block.heads * read, block.width, length)
+    return project(block, length) + attend(block, read, length)
+
+
 def feed_forward(block: Block, length: int) -> float:
     return 2 * dense(length, block.width, block.mlp_ratio * block.width)
 
 
 def encoder_block(block: Block, length: int) -> float:
     """Self-attention and feed-forward of one layer of an encoder."""
-    return project(block, length) + attend(block, length, length) + feed_forward(block, length)
+    return attend_itself(block, length, length) + feed_forward(block, length)
 
 
 def cross_start(block: Block, length: int, read: int) -> float:
     """The first self-attention of a cross stack; a stack of one block computes it at the read positions only."""
-    return project(block, length) + attend(block, read if block.depth == 1 else length, length)
+    return attend_itself(block, length, read if block.depth == 1 else length)
 
 
 def cross_finish(block: Block, length: int, context: int, read: int) -> float:
@@ -197,6 +206,6 @@ def cross_finish(block: Block, length: int, context: int, read: int) -> float:
 
     if block.depth == 1:
         return after_start(read)
-    middle = (block.depth - 2) * (project(block, length) + attend(block, length, length))
-    last = project(block, length) + attend(block, read, length) + after_start(read)
+    middle = (block.depth - 2) * attend_itself(block, length, length)
+    last = attend_itself(block, length, read) + after_start(read)
     return (block.depth - 1) * after_start(length) + middle + last

@@ -16,7 +16,7 @@ _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
 _KEEP = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 1 << 28}
 _DEFAULT = {_MMAP_MAX: 65_536, _TRIM_THRESHOLD: 128 * 1024, _TOP_PAD: 128 * 1024}
 
-_HOLE = 64 * 2**20
+_ROOM, _FILLER = 2**29, 2**27
 
 LARGE_SHARE = 0.5  # of the machine's memory
 
@@ -50,22 +50,37 @@ def give_back_freed_memory() -> None:
 
 
 def settle_memory() -> None:
-    """Gives back what is free now, and keeps small allocations out of the block of a program's temporaries from here.
+    """Gives back what is free now, and keeps what is allocated from here out of the block that temporaries need.
 
-    To be called once, after the program's first run. What its compilation left is not used again. Nor is the block of
-    the first temporaries where something small was put next to it: the next ones, aligned anew, just do not fit.
+    To be called once, after a program's first run. What its compilation left is not used again. The block that its
+    first temporaries leave among other allocations is a trap: the next ones, aligned anew, fit in or do not by a few
+    bytes, and where they once did something small is put beside them: each time a new block of all temporaries of a
+    step. So the holes of that size are filled, with memory that is never touched and takes none, but for a smaller one
+    that has room for all else that a step allocates.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     time.sleep(0.1)  # temporaries are freed a moment after the results are there
     give_back_freed_memory()
-    # The smallest hole that fits is taken: here is one for all but temporaries, cut from the block that they left. It
-    # takes no memory until it is used; what is allocated behind it keeps it from growing.
     libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-    hole = libc.malloc(_HOLE)
-    libc.malloc(_HOLE // 64)
-    libc.free(hole)
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
+    libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
+    room = libc.malloc(_ROOM)
+    libc.malloc(_FILLER // 128)  # keeps the room from growing together with what follows
+    end = libc.sbrk(0)
+    while (block := libc.malloc(_FILLER)) and block + _FILLER < end:
+        pass
+    libc.free(block)  # of the heap's end, where temporaries shall be
+    libc.free(room)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _mallopt(values: dict[int, int]) -> bool:

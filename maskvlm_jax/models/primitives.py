@@ -1,4 +1,4 @@
-"""GELU, layer normalisation and attention, each with a backward pass of its own.
+"""Dense layer, GELU, layer normalisation and attention, each with a backward pass of its own.
 
 Autodiff keeps every step of these for the backward pass: five arrays of the hidden width for a GELU, three for a norm,
 two of length x length for a softmax. Here each keeps what the products around it keep anyway and computes the rest
@@ -12,6 +12,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from maskvlm_jax import host
+from maskvlm_jax.sharding import on_one_device
+
 HIDDEN_LOGIT = -0.7 * float(jnp.finfo(jnp.float32).max)  # of a key that is not attended to
 
 
@@ -19,11 +22,46 @@ def _float32(*arrays: jax.Array) -> list[jax.Array]:
     return [x.astype(jnp.float32) for x in arrays]
 
 
+# --- dense -----------------------------------------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def dense(x_MD: jax.Array, kernel_DE: jax.Array, bias_E: jax.Array) -> jax.Array:
+    """x W + b."""
+    return x_MD @ kernel_DE + bias_E
+
+
+def _dense_forward(x_MD, kernel_DE, bias_E):
+    return dense(x_MD, kernel_DE, bias_E), (x_MD, kernel_DE)
+
+
+def _dense_backward(kept, gradient_ME):
+    x_MD, kernel_DE = kept
+    return gradient_ME @ kernel_DE.T, *_parameter_gradients(x_MD, gradient_ME)
+
+
+def _parameter_gradients(x_MD: jax.Array, gradient_ME: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gradients of a kernel and a bias."""
+    # Each core of a CPU takes rows of its own: a product that sums over all of them keeps one core waiting.
+    parts = math.gcd(len(x_MD), host.cores()) if on_one_device() and jax.default_backend() == "cpu" else 1
+    cut = [x.reshape(parts, -1, x.shape[1]) for x in (x_MD, gradient_ME)]
+    to_kernel_DE = jnp.einsum("pmd,pme->pde", *cut, preferred_element_type=jnp.float32).sum(0)
+    to_bias_E = jnp.sum(gradient_ME, axis=0, dtype=jnp.float32)
+    return to_kernel_DE.astype(gradient_ME.dtype), to_bias_E.astype(gradient_ME.dtype)
+
+
+dense.defvjp(_dense_forward, _dense_backward)
+
+
 # --- GELU ------------------------------------------------------------------------------------------------------------
 
 
 def _normal_cdf(x: jax.Array) -> jax.Array:
     return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_derivative(x: jax.Array, cdf: jax.Array) -> jax.Array:
+    return cdf + x * jnp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
 
 
 @jax.custom_vjp
@@ -35,11 +73,31 @@ def gelu(x: jax.Array) -> jax.Array:
 
 def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     wide, gradient = _float32(x, gradient)
-    density = jnp.exp(-0.5 * wide * wide) * (1.0 / math.sqrt(2.0 * math.pi))
-    return ((gradient * (_normal_cdf(wide) + wide * density)).astype(x.dtype),)
+    return ((gradient * _gelu_derivative(wide, _normal_cdf(wide))).astype(x.dtype),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+@jax.custom_vjp
+def gelu_dense(x_MD: jax.Array, kernel_DE: jax.Array, bias_E: jax.Array) -> jax.Array:
+    """gelu(x) W + b; keeps x, not gelu(x), which the derivative has at hand."""
+    return gelu(x_MD) @ kernel_DE + bias_E
+
+
+def _gelu_dense_forward(x_MD, kernel_DE, bias_E):
+    return gelu_dense(x_MD, kernel_DE, bias_E), (x_MD, kernel_DE)
+
+
+def _gelu_dense_backward(kept, gradient_ME):
+    x_MD, kernel_DE = kept
+    wide, to_gelu = _float32(x_MD, gradient_ME @ kernel_DE.T)
+    cdf = _normal_cdf(wide)
+    to_x = (to_gelu * _gelu_derivative(wide, cdf)).astype(x_MD.dtype)
+    return to_x, *_parameter_gradients((wide * cdf).astype(x_MD.dtype), gradient_ME)
+
+
+gelu_dense.defvjp(_gelu_dense_forward, _gelu_dense_backward)
 
 
 # --- layer normalisation ---------------------------------------------------------------------------------------------
@@ -85,7 +143,7 @@ def attend(
 ) -> jax.Array:
     """softmax(Q Kᵀ / sqrt(K)) V of every head (arXiv 1706.03762); keys that are not valid get no weight.
 
-    A row without a valid key attends to all alike. Keeps queries, keys, values and the output; the weights only where
+    A row without a valid key attends to all alike. Keeps queries, keys and values; the weights only where
     they are no larger than keys and values, else they are computed again.
 
     Returns:
@@ -119,22 +177,21 @@ def _attend_forward(query_BSHK, key_BTHK, value_BTHK, valid_BT):
     weights_BHST = (weights_BHST / total).astype(value.dtype)
     out = jnp.einsum("bhst,bhtk->bhsk", weights_BHST, value)
     kept = weights_BHST if _keeps_weights(key) else top + jnp.log(total)
-    return _by_head(out), (query, key, value, valid_BT, out, kept)
+    return _by_head(out), (query, key, value, valid_BT, kept)
 
 
 def _attend_backward(kept, gradient_BSHK):
-    query, key, value, valid_BT, out, weights = kept
+    query, key, value, valid_BT, weights = kept
     gradient = _by_head(gradient_BSHK)
     if not _keeps_weights(key):  # then the logarithm of their denominator was kept
         weights = jnp.exp(_logits(query, key, valid_BT) - weights).astype(value.dtype)
-    to_value = jnp.einsum("bhst,bhsk->bhtk", weights, gradient)
+    to_value_BTHK = jnp.einsum("bhst,bshk->bthk", weights, gradient_BSHK)
     to_weights = jnp.einsum("bhsk,bhtk->bhst", gradient, value, preferred_element_type=jnp.float32)
-    # The softmax's own share, sum_t weights * to_weights, is a product of the outputs.
-    mean = jnp.sum(jnp.multiply(*_float32(gradient, out)), axis=-1, keepdims=True)
+    mean = jnp.sum(weights * to_weights, axis=-1, keepdims=True)
     to_logits = (weights * (to_weights - mean) * query.shape[-1] ** -0.5).astype(query.dtype)
     to_query = jnp.einsum("bhst,bhtk->bhsk", to_logits, key)
-    to_key = jnp.einsum("bhst,bhsk->bhtk", to_logits, query)
-    return _by_head(to_query), _by_head(to_key), _by_head(to_value), None
+    to_key_BTHK = jnp.einsum("bhst,bshk->bthk", to_logits, _by_head(query))
+    return _by_head(to_query), to_key_BTHK, to_value_BTHK, None
 
 
 attend.defvjp(_attend_forward, _attend_backward)

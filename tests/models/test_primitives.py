@@ -1,0 +1,125 @@
+"""Primitives with backward passes of their own against autodiff of the plain formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from maskvlm_jax.models import primitives
+from maskvlm_jax.models.layers import Attention, few_queries
+from tests.reference import toy
+
+DTYPES = {"float32": 3e-6, "bfloat16": 3e-2}  # and how far apart the two may be, of the largest number
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), jnp.float32)
+
+
+def assert_same(own, plain, arguments, dtype: str, others=()) -> None:
+    """Values and all gradients of own(*arguments, *others) are those of plain in float32."""
+    near = [x.astype(dtype) for x in arguments]
+    wide = [x.astype("float32") for x in near]
+    out, pull = jax.vjp(lambda *a: own(*a, *others), *near)
+    expected, plain_pull = jax.vjp(lambda *a: plain(*a, *others), *wide)
+    weights = normal(*out.shape, seed=7).astype(dtype)
+    assert out.dtype == dtype
+    pairs = [(out, expected), *zip(pull(weights), plain_pull(weights.astype("float32")), strict=True)]
+    for ours, theirs in pairs:
+        scale = float(jnp.max(jnp.abs(theirs))) or 1.0
+        np.testing.assert_allclose(ours.astype("float32") / scale, theirs / scale, atol=DTYPES[dtype], rtol=0)
+    assert [ours.dtype for ours, _ in pairs[1:]] == [x.dtype for x in near]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 7, 12])  # that a CPU's cores divide, and that they do not
+def test_dense(dtype, rows):
+    assert_same(
+        primitives.dense, lambda x, w, b: x @ w + b, [normal(rows, 5), normal(5, 3, seed=1), normal(3, seed=2)], dtype
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu_and_the_dense_layer_after_it(dtype):
+    exact = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
+    assert_same(primitives.gelu, exact, [3 * normal(4, 3, 8)], dtype)
+    arguments = [3 * normal(6, 5), normal(5, 3, seed=1), normal(3, seed=2)]
+    assert_same(primitives.gelu_dense, lambda x, w, b: exact(x) @ w + b, arguments, dtype)
+
+
+def test_gelu_far_from_zero():
+    x = jnp.array([-1e4, -30.0, -6.0, 0.0, 6.0, 30.0, 1e4])
+    np.testing.assert_allclose(primitives.gelu(x), [0, 0, 0, 0, 6, 30, 1e4], atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(primitives.gelu))(x), [0, 0, 0, 0.5, 1, 1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layer_norm(dtype):
+    def own(x, scale, bias):
+        return primitives.layer_norm(x, scale.astype("float32"), bias.astype("float32"), 1e-5, dtype)
+
+    def plain(x, scale, bias):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale + bias
+
+    assert_same(own, plain, [2 + 3 * normal(4, 3, 8), normal(8, seed=1), normal(8, seed=2)], dtype)
+
+
+def plain_attention(query, key, value, valid=None):
+    logits = jnp.einsum("bshk,bthk->bhst", query, key) / np.sqrt(query.shape[-1])
+    if valid is not None:
+        logits = jnp.where(valid[:, None, None], logits, -jnp.inf)
+    return jnp.einsum("bhst,bthk->bshk", jax.nn.softmax(logits), value)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("keys", [1, 6, 11])  # weights of 11 keys are more than keys and values of 4, kept no longer
+def test_attention(dtype, padded, keys):
+    others = [jnp.arange(keys) < np.array([[keys], [1], [(keys + 1) // 2]])] if padded else []
+    arguments = [normal(3, 5, 2, 4), normal(3, keys, 2, 4, seed=1), normal(3, keys, 2, 4, seed=2)]
+    assert_same(primitives.attend, plain_attention, arguments, dtype, others)
+
+
+def test_attention_keeps_the_smaller_of_weights_and_projections():
+    def largest(keys):
+        arguments = normal(3, 5, 2, 4), normal(3, keys, 2, 4), normal(3, keys, 2, 4)
+        _, pull = jax.vjp(primitives.attend, *arguments)
+        return max(x.size for x in jax.tree.leaves(pull))
+
+    assert largest(8) == 3 * 2 * 5 * 8 or largest(8) == 3 * 8 * 2 * 4
+    assert largest(100) == 3 * 100 * 2 * 4  # nothing of queries x keys
+
+
+def test_a_row_without_a_valid_key_attends_to_all_alike():
+    query, key, value = normal(1, 2, 1, 4), normal(1, 3, 1, 4), normal(1, 3, 1, 4, seed=1)
+    out = primitives.attend(query, key, value, jnp.zeros((1, 3), bool))
+    np.testing.assert_allclose(out, jnp.broadcast_to(value.mean(1, keepdims=True), out.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize("read", [None, [[0], [3], [2]]], ids=["all", "few"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_self_attention_without_separate_projections(read, padded):
+    """Queries, keys and values in one product, and queries carried to the sequence: the numbers of the plain way."""
+    length, width = 9, 16
+    read = None if read is None else np.array(read)
+    assert few_queries(1, length, heads=2, width=width)
+    valid = jnp.arange(length) < np.array([[9], [4], [7]]) if padded else None
+    module = toy.randomised(lambda: Attention(width, heads=2, init_std=0.5, dtype="float32", rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(module)
+    x = normal(3, length, width)
+
+    def plain(params, x):
+        attention = nnx.merge(graphdef, params)
+        rows = x if read is None else jnp.take_along_axis(x, read[:, :, None], axis=1)
+        return attention(rows, *attention.project(x), valid)
+
+    own = lambda params, x: nnx.merge(graphdef, params).to_itself(x, valid, read)  # noqa: E731
+    out, pull = jax.vjp(own, params, x)
+    expected, plain_pull = jax.vjp(plain, params, x)
+    weights = normal(*out.shape, seed=7)
+    for ours, theirs in zip(
+        jax.tree.leaves((out, pull(weights))), jax.tree.leaves((expected, plain_pull(weights))), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
