@@ -181,7 +181,7 @@ class Attention(nnx.Module):
 
 
 def few_queries(queries: int, keys: int, *, heads: int, width: int) -> bool:
-    """Whether attention costs at most half where it carries its queries to the sequence and projects no key or value."""
+    """Whether attention costs at most half where it carries queries to the sequence and projects no key or value."""
     return 2 * queries * (width + heads * keys) <= keys * (width + queries)
 
 
