@@ -1,8 +1,9 @@
 """Scores of a model on a split, with the protocol they were taken under; inside training and alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -67,7 +68,7 @@ class Evaluation:
         options = self._config.evaluation
         return dict(
             retrieval.evaluate(
-                self._predictor(params),
+                self.predictor(params),
                 self.data(split),
                 batch_size=options.batch_size,
                 match_images=options.match_images,
@@ -81,7 +82,7 @@ class Evaluation:
         options = self._config.evaluation
         return dict(
             probes.evaluate(
-                self._predictor(params), self.data(split), batch_size=options.batch_size, limit=options.probe_limit
+                self.predictor(params), self.data(split), batch_size=options.batch_size, limit=options.probe_limit
             )
         )
 
@@ -96,7 +97,7 @@ class Evaluation:
     def figures(self, params: Any, split: str, folder: Path) -> dict[str, np.ndarray]:
         """Writes the figures of a split as PNG and Markdown; returns the pictures by name."""
         count, size = self._config.evaluation.figures, self._config.evaluation.batch_size
-        predictor, data, sheets = self._predictor(params), self.data(split), {}
+        predictor, data, sheets = self.predictor(params), self.data(split), {}
         count = min(count, size)
         if count and {"masked_image", "masked_feature"} & set(self._objectives):
             sheets["reconstruction"] = figures.reconstructions(predictor, data, count=count, batch_size=size)
@@ -140,7 +141,8 @@ class Evaluation:
             "probe_images": min(options.probe_limit or len(data.images), len(data.images)),
         }
 
-    def _predictor(self, params: Any) -> Predictor:
+    def predictor(self, params: Any) -> Predictor:
+        """The compiled functions with these parameters."""
         return Predictor(self._functions, params, objectives=self._objectives, mesh=self._mesh)
 
 
@@ -186,8 +188,18 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
     print(f"\nresults, figures and checkpoints are in {folder}")
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    """`task = evaluate`: scores a checkpoint of a finished or running workdir.
+class Loaded(NamedTuple):
+    """A checkpoint's model, ready to be scored under a mesh."""
+
+    config: ConfigDict
+    evaluation: Evaluation
+    params: Any
+    lineage: dict[str, Any]
+
+
+@contextmanager
+def loaded(config: ConfigDict) -> Iterator[Loaded]:
+    """The model of `config.checkpoint`, with its mesh set.
 
     Raises:
         UserError: there is no such workdir, or nothing in it that can be read.
@@ -211,7 +223,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
         told = checkpoints.load_progress(step)
         checkpoints.close()
         lineage = lineage_of(trained, source, step, params, told)
-        evaluation = Evaluation(trained, graphdef, tokenizer, mesh)
+        yield Loaded(trained, Evaluation(trained, graphdef, tokenizer, mesh), params, lineage)
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """`task = evaluate`: scores a checkpoint of a finished or running workdir.
+
+    Raises:
+        UserError: there is no such workdir, or nothing in it that can be read.
+    """
+    with loaded(config) as (trained, evaluation, params, lineage):
         result = final_result(evaluation, trained, params, folder=workdir, lineage=lineage)
     show(result, workdir)
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import compare_torch, shapes, train_step
+from benchmarks import compare_torch, rerank, shapes, train_step
 from configs import pretrain
 from maskvlm_jax import config as configs
 from maskvlm_jax.context import masked_token_capacity
@@ -189,3 +189,21 @@ def test_input_pipeline_prints_a_table_of_photographs(benchmark):
 def test_input_pipeline_wants_the_folder_of_a_set(benchmark):
     process = pictures(benchmark, "--data", "flickr8k")
     assert (process.returncode, process.stderr) == (2, "error: --data flickr8k needs --root FOLDER\n")
+
+
+def test_rerank_tells_every_k(benchmark, finished_run):
+    process = benchmark("rerank.py", finished_run[0], "--images", 6, "--k", 2, 4, "--json")
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    assert (result["images"], [row["k"] for row in result["rows"]]) == (6, [2, 4])
+    few, many = result["rows"]
+    assert 6 * 2 <= few["pairs"] < many["pairs"] <= 6 * result["captions"]
+    positive = *(row[name] for row in (few, many) for name in ("seconds", "pairs_per_second")), result["encode_seconds"]
+    assert all(value > 0 for value in (*positive, result["bound_pairs_per_second"]))
+    assert len(rerank.table(result).splitlines()) == 7  # what was scored, a gap, two of head, none, two of k
+
+
+def test_rerank_tells_a_run_that_is_not_there_in_one_line(benchmark):
+    process = benchmark("rerank.py", "nowhere")
+    assert (process.returncode, len(process.stderr.splitlines())) == (2, 1)
+    assert "nowhere" in process.stderr

@@ -1,0 +1,134 @@
+"""Times re-ranking of a trained model at several k, beside what its matching function could do alone.
+
+    python benchmarks/rerank.py runs/NAME --k 16 64 128 256
+    python benchmarks/rerank.py runs/NAME --split test --images 200 --json
+
+Pictures and captions are encoded once. At each k the pairs of both directions are scored (a pair that both ask for,
+once), ranked and counted. The bound is the matching function on pairs that lie on the device, with no result read.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import numpy as np
+
+from benchmarks.command import finish
+from configs import evaluate as evaluation_config
+from maskvlm_jax import evaluate, host
+from maskvlm_jax.errors import UserError
+from maskvlm_jax.evaluators import ranking, retrieval
+from maskvlm_jax.evaluators.predictor import Predictor
+
+BOUND_BATCHES, BOUND_ROUNDS = 8, 3
+
+
+def bound(predictor: Predictor, image_ISD: np.ndarray, text_TLD: np.ndarray, valid_TL: np.ndarray) -> float:
+    """Pairs per second of the matching function alone: the best of several rounds."""
+    images = predictor.prepare_images(image_ISD[: retrieval.IMAGE_BLOCK])
+    texts = predictor.prepare_texts(text_TLD[: retrieval.TEXT_BLOCK], valid_TL[: retrieval.TEXT_BLOCK])
+    size, rng = predictor.pair_batch(retrieval.PAIR_BATCH), np.random.default_rng(0)
+    counts = min(len(image_ISD), retrieval.IMAGE_BLOCK), min(len(text_TLD), retrieval.TEXT_BLOCK)
+    ids = [rng.integers(count, size=size) for count in counts]
+    jax.block_until_ready(predictor.match(images, texts, *ids))
+    rates = []
+    for _ in range(BOUND_ROUNDS):
+        start = time.perf_counter()
+        jax.block_until_ready([predictor.match(images, texts, *ids) for _ in range(BOUND_BATCHES)])
+        rates.append(BOUND_BATCHES * size / (time.perf_counter() - start))
+    return max(rates)
+
+
+def run(checkpoint: str, *, split: str, images: int, ks: list[int]) -> dict[str, Any]:
+    """All measurements by name; times in seconds, recalls in percent.
+
+    Raises:
+        UserError: no such checkpoint, or its model has no contrastive space or no matching head.
+    """
+    config = evaluation_config.get_config()
+    config.checkpoint = checkpoint
+    if images:
+        config.evaluation.limit = images
+    with evaluate.loaded(config) as (trained, evaluation, params, _):
+        predictor, batch_size = evaluation.predictor(params), trained.evaluation.batch_size
+        if not {"contrastive", "matching"} <= set(predictor.objectives):
+            raise UserError(f"{checkpoint} was not trained with the objectives contrastive and matching")
+        data = evaluation.data(split or trained.evaluation.split)
+        retrieval.encode_images(predictor, data.first(1), batch_size)  # compiles
+        retrieval.encode_texts(predictor, data.first(1), batch_size)
+        start = time.perf_counter()
+        image_ISD, image_IE = retrieval.encode_images(predictor, data, batch_size)
+        text_TLD, text_TE = retrieval.encode_texts(predictor, data, batch_size)
+        encoded = time.perf_counter() - start
+        valid_TL, owner, cosine_IT = data.text["token_valid"], data.image_of_caption, image_IE @ text_TE.T
+        image_ranks = ranking.image_to_text_ranks(cosine_IT, owner)
+        text_ranks = ranking.text_to_image_ranks(cosine_IT, owner)
+        fastest = bound(predictor, image_ISD, text_TLD, valid_TL)
+        rows = []
+        for k in ks:
+            start = time.perf_counter()
+            top_texts_IT, top_images_IT = ranking.top_k(cosine_IT, k), ranking.top_k(cosine_IT.T, k).T
+            wanted_IT = top_texts_IT | top_images_IT
+            score_IT = retrieval.match_scores(predictor, image_ISD, text_TLD, valid_TL, wanted_IT)
+            recalls = retrieval.rerank_recalls(score_IT, top_texts_IT, top_images_IT, owner, image_ranks, text_ranks)
+            seconds, pairs = time.perf_counter() - start, int(wanted_IT.sum())
+            rows.append({"k": k, "pairs": pairs, "seconds": seconds, "pairs_per_second": pairs / seconds, **recalls})
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cores": host.cores(),
+        "images": len(data.images),
+        "captions": len(data.captions),
+        "encode_seconds": encoded,
+        "bound_pairs_per_second": fastest,
+        "contrastive": ranking.recalls(image_ranks, text_ranks),
+        "rows": rows,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The measurements as a table in Markdown."""
+    first = result["contrastive"]
+    lines = [
+        f"{result['images']:,} pictures x {result['captions']:,} captions on {result['device']}, "
+        f"{result['cores']} cores; encoded in {result['encode_seconds']:.1f} s; "
+        f"matching alone: {result['bound_pairs_per_second']:,.0f} pairs/s",
+        "",
+        "| k | pairs | seconds | pairs/s | of matching alone | t2i R@1 | i2t R@1 | mean recall |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| none | | | | | {first['t2i_r1']:.1f} | {first['i2t_r1']:.1f} | {first['mean_recall']:.1f} |",
+    ]
+    for row in result["rows"]:
+        share = row["pairs_per_second"] / result["bound_pairs_per_second"]
+        recalls = " | ".join(f"{row[f'rerank_{name}']:.1f}" for name in ("t2i_r1", "i2t_r1", "mean_recall"))
+        lines.append(
+            f"| {row['k']} | {row['pairs']:,} | {row['seconds']:.1f} | {row['pairs_per_second']:,.0f} | "
+            f"{share:.0%} | {recalls} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Reads the flags, measures and prints; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="workdir of a run")
+    parser.add_argument("--split", default="", help="the run's evaluation.split by default")
+    parser.add_argument("--images", type=int, default=0, help="score the first ones alone; 0 = all")
+    parser.add_argument("--k", type=int, nargs="+", default=[16, 64, 128, 256], help="candidates of each direction")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+    if min(args.k) < 1:
+        parser.error("--k must be 1 or more")
+    host.keep_freed_memory()
+    host.quiet_libraries()
+    return finish(
+        lambda: run(args.checkpoint, split=args.split, images=args.images, ks=args.k), table, as_json=args.json
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
