@@ -207,3 +207,11 @@ def test_rerank_tells_a_run_that_is_not_there_in_one_line(benchmark):
     process = benchmark("rerank.py", "nowhere")
     assert (process.returncode, len(process.stderr.splitlines())) == (2, 1)
     assert "nowhere" in process.stderr
+
+
+def test_savings_are_shares_of_the_step_without_any(benchmark):
+    process = benchmark("savings.py", "--shape", "torch-tiny")
+    assert process.returncode == 0, process.stderr
+    shares = [float(line.split("|")[3].strip(" %")) for line in process.stdout.splitlines()[3:]]
+    assert len(shares) == 7 and min(shares) > 0
+    assert sum(shares) == pytest.approx(100, abs=0.5)
