@@ -15,9 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ml_collections import ConfigDict
 
-from benchmarks import shapes, train_step
+from benchmarks import train_step
 from benchmarks.command import finish
-from configs import common, pretrain
 from maskvlm_jax import config as configs
 from maskvlm_jax import flops
 from maskvlm_jax.context import masked_token_capacity
@@ -101,17 +100,10 @@ def table(result: dict[str, Any]) -> str:
 def main() -> int:
     """Reads the flags, counts and prints; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    model = parser.add_mutually_exclusive_group()
-    model.add_argument("--size", choices=common.SIZES, default=common.SIZES[0], help="of the model")
-    model.add_argument("--shape", choices=shapes.SHAPES, help="of the comparison with PyTorch, in place of a size")
-    parser.add_argument("--data", choices=common.DATA, default=common.DATA[0], help="whose config values are taken")
+    train_step.add_model_flags(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
-    if args.shape:
-        config = train_step.shape_config(args.shape, args.data)
-    else:
-        config = pretrain.get_config(f"size={args.size},data={args.data}")
-    return finish(lambda: run(config), table, as_json=args.json)
+    return finish(lambda: run(train_step.chosen_config(args)), table, as_json=args.json)
 
 
 if __name__ == "__main__":

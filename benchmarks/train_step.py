@@ -242,13 +242,25 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(f"{name:20}{value}" for name, value in rows)
 
 
-def main() -> int:
-    """Reads the flags, measures and prints; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that `chosen_config` reads."""
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--size", choices=common.SIZES, default=common.SIZES[0], help="of the model")
     model.add_argument("--shape", choices=shapes.SHAPES, help="of the comparison with PyTorch, in place of a size")
     parser.add_argument("--data", choices=common.DATA, default=common.DATA[0], help="whose config values are taken")
+
+
+def chosen_config(args: argparse.Namespace) -> ConfigDict:
+    """The config of the shape or size and the data that were asked for."""
+    if args.shape:
+        return shape_config(args.shape, args.data)
+    return pretrain.get_config(f"size={args.size},data={args.data}")
+
+
+def main() -> int:
+    """Reads the flags, measures and prints; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_flags(parser)
     parser.add_argument("--batch-size", type=int, help="pairs a step; the config's by default")
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config value; repeatable")
@@ -258,10 +270,7 @@ def main() -> int:
         parser.error("--steps must be 1 or more")
     host.keep_freed_memory()
     host.quiet_libraries()
-    if args.shape:
-        config = shape_config(args.shape, args.data)
-    else:
-        config = pretrain.get_config(f"size={args.size},data={args.data}")
+    config = chosen_config(args)
 
     def measure() -> dict[str, Any]:
         set_values(config, args.set)

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import compare_torch, rerank, shapes, train_step
+from benchmarks import compare_torch, profile_step, rerank, shapes, train_step
 from configs import pretrain
 from maskvlm_jax import config as configs
 from maskvlm_jax.context import masked_token_capacity
@@ -215,3 +215,41 @@ def test_savings_are_shares_of_the_step_without_any(benchmark):
     shares = [float(line.split("|")[3].strip(" %")) for line in process.stdout.splitlines()[3:]]
     assert len(shares) == 7 and min(shares) > 0
     assert sum(shares) == pytest.approx(100, abs=0.5)
+
+
+PROGRAM = """
+%products (a: f32[2,3], b: f32[3,4]) -> f32[2,4] {
+  ROOT %d = f32[2,4]{1,0} dot(%a, %b), lhs_contracting_dims={1}
+}
+%bells (a: f32[2,4]) -> f32[2,4] {
+  %e = f32[2,4]{1,0} erf(%a)
+  ROOT %m = f32[2,4]{1,0} multiply(%e, %a)
+}
+ENTRY %main (x: f32[2,3], w: f32[3,4]) -> f32[2,4] {
+  %ynn_fusion.1 = f32[2,4]{1,0} fusion(%x, %w), kind=kCustom, calls=%products, metadata={op_name="jit(step)/dot"}
+  %fusion.2 = f32[2,4]{1,0} fusion(%ynn_fusion.1), kind=kLoop, calls=%bells, metadata={op_name="jit(step)/mul"}
+  %copy.3 = f32[4,2]{1,0} copy(%fusion.2), metadata={op_name="jit(step)/transpose"}
+  ROOT %add.4 = f32[2,4]{1,0} add(%fusion.2, %fusion.2)
+}
+"""
+
+
+def test_kinds_of_kernels_and_their_own_times():
+    found = profile_step.kinds(PROGRAM)
+    assert found["ynn_fusion.1"] == profile_step.PRODUCTS
+    assert (found["fusion.2"], found["copy.3"], found["add.4"]) == ("GELU", "transposes", profile_step.OTHER)
+    times = profile_step.own_times(
+        [(0.0, 10.0, "outer"), (1.0, 2.0, "inner"), (4.0, 3.0, "inner"), (11.0, 1.0, "next")]
+    )
+    assert times == {"outer": 5.0, "inner": 5.0, "next": 1.0}
+
+
+def test_profile_step_accounts_for_all_cores(benchmark):
+    values = {name: value for name, value in TOY.items() if name.startswith(("model.", "objectives."))}
+    settings = [flag for name, value in values.items() for flag in ("--set", f"{name}={value}")]
+    process = benchmark("profile_step.py", "--steps", 1, "--json", *settings)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    spent = result["core_milliseconds"]
+    assert sum(spent.values()) == pytest.approx(result["cores"] * result["step_milliseconds"])
+    assert spent[profile_step.PRODUCTS] > 0 and spent["GELU"] > 0
