@@ -90,12 +90,6 @@ def shares_of(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
     return math.prod(mesh.shape.get(axis, 1) for axis in BATCH[0])
 
 
-def on_one_device() -> bool:
-    """Whether the mesh that is set has one device, or none is set."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.empty or mesh.size == 1
-
-
 def split_rows(x: jax.Array) -> jax.Array:
     """x with its rows pinned to the axes that split the batch, where a mesh is set and they divide.
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskvlm_jax.models import primitives
-from maskvlm_jax.sharding import on_one_device
 
 Dtype = jnp.dtype | str
 
@@ -36,7 +35,7 @@ class Dense(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self._apply(primitives.dense, x)
+        return self._apply(dense, x)
 
     def of_gelu(self, x: jax.Array) -> jax.Array:
         """gelu(x) W + b, with the exact (erf) GELU."""
@@ -46,6 +45,11 @@ class Dense(nnx.Module):
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         flat = product(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel, bias)
         return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def dense(x_MD: jax.Array, kernel_DE: jax.Array, bias_E: jax.Array) -> jax.Array:
+    """x W + b."""
+    return x_MD @ kernel_DE + bias_E
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -144,19 +148,7 @@ class Attention(nnx.Module):
         x_BRD = take(x_BSD, read_BR)
         if few_queries(x_BRD.shape[1], x_BSD.shape[1], heads=self.heads, width=x_BSD.shape[2]):
             return self._without_keys(x_BRD, x_BSD, valid_BS)
-        if read_BR is None and on_one_device():
-            return self._of_all(x_BSD, valid_BS)
         return self(x_BRD, *self.project(x_BSD), valid_BS)
-
-    def _of_all(self, x_BSD: jax.Array, valid_BS: jax.Array | None) -> jax.Array:
-        """Queries, keys and values in one product; where heads are split over devices it would tear them apart."""
-        layers = self.query, self.key, self.value
-        kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1).astype(self.query.dtype)
-        bias = jnp.concatenate([layer.bias[...] for layer in layers]).astype(self.query.dtype)
-        flat = primitives.dense(x_BSD.reshape(-1, x_BSD.shape[-1]).astype(kernel.dtype), kernel, bias)
-        parts = jnp.split(flat.reshape(*x_BSD.shape[:-1], -1), 3, axis=-1)
-        out_BSHK = primitives.attend(*(self._split(part) for part in parts), valid_BS)
-        return self.out(out_BSHK.reshape(x_BSD.shape))
 
     def _without_keys(self, x_BRD: jax.Array, context_BTD: jax.Array, valid_BT: jax.Array | None) -> jax.Array:
         """The same by q · (W c + b) = (Wᵀ q) · c + q · b and sum_t p_t (W c_t + b) = W (sum_t p_t c_t) + b.

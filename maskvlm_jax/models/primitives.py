@@ -1,4 +1,4 @@
-"""Dense layer, GELU, layer normalisation and attention, each with a backward pass of its own.
+"""GELU, layer normalisation and attention, each with a backward pass of its own.
 
 Autodiff keeps every step of these for the backward pass: five arrays of the hidden width for a GELU, three for a norm,
 two of length x length for a softmax. Here each keeps what the products around it keep anyway and computes the rest
@@ -12,45 +12,11 @@ import math
 import jax
 import jax.numpy as jnp
 
-from maskvlm_jax import host
-from maskvlm_jax.sharding import on_one_device
-
 HIDDEN_LOGIT = -0.7 * float(jnp.finfo(jnp.float32).max)  # of a key that is not attended to
 
 
 def _float32(*arrays: jax.Array) -> list[jax.Array]:
     return [x.astype(jnp.float32) for x in arrays]
-
-
-# --- dense -----------------------------------------------------------------------------------------------------------
-
-
-@jax.custom_vjp
-def dense(x_MD: jax.Array, kernel_DE: jax.Array, bias_E: jax.Array) -> jax.Array:
-    """x W + b."""
-    return x_MD @ kernel_DE + bias_E
-
-
-def _dense_forward(x_MD, kernel_DE, bias_E):
-    return dense(x_MD, kernel_DE, bias_E), (x_MD, kernel_DE)
-
-
-def _dense_backward(kept, gradient_ME):
-    x_MD, kernel_DE = kept
-    return gradient_ME @ kernel_DE.T, *_parameter_gradients(x_MD, gradient_ME)
-
-
-def _parameter_gradients(x_MD: jax.Array, gradient_ME: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gradients of a kernel and a bias."""
-    # Each core of a CPU takes rows of its own: a product that sums over all of them keeps one core waiting.
-    parts = math.gcd(len(x_MD), host.cores()) if on_one_device() and jax.default_backend() == "cpu" else 1
-    cut = [x.reshape(parts, -1, x.shape[1]) for x in (x_MD, gradient_ME)]
-    to_kernel_DE = jnp.einsum("pmd,pme->pde", *cut, preferred_element_type=jnp.float32).sum(0)
-    to_bias_E = jnp.sum(gradient_ME, axis=0, dtype=jnp.float32)
-    return to_kernel_DE.astype(gradient_ME.dtype), to_bias_E.astype(gradient_ME.dtype)
-
-
-dense.defvjp(_dense_forward, _dense_backward)
 
 
 # --- GELU ------------------------------------------------------------------------------------------------------------
@@ -94,7 +60,8 @@ def _gelu_dense_backward(kept, gradient_ME):
     wide, to_gelu = _float32(x_MD, gradient_ME @ kernel_DE.T)
     cdf = _normal_cdf(wide)
     to_x = (to_gelu * _gelu_derivative(wide, cdf)).astype(x_MD.dtype)
-    return to_x, *_parameter_gradients((wide * cdf).astype(x_MD.dtype), gradient_ME)
+    to_bias_E = jnp.sum(gradient_ME, axis=0, dtype=jnp.float32).astype(gradient_ME.dtype)
+    return to_x, (wide * cdf).astype(x_MD.dtype).T @ gradient_ME, to_bias_E
 
 
 gelu_dense.defvjp(_gelu_dense_forward, _gelu_dense_backward)
