@@ -69,7 +69,9 @@ def init_state(
         ema=params if ema else {},
         queue=jax.tree.map(lambda _: sharding.replicated(mesh), shapes.queue),
     )
-    return graphdef, jax.jit(make, out_shardings=shardings), shardings
+    # Run once: on a CPU, compiling it well takes longer than running it.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return graphdef, jax.jit(make, out_shardings=shardings, compiler_options=options), shardings
 
 
 def abstract_state(init: Callable[[], TrainState], shardings: TrainState) -> TrainState:
