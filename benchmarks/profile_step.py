@@ -138,7 +138,6 @@ def main() -> int:
     args = parser.parse_args()
     if args.steps < 1:
         parser.error("--steps must be 1 or more")
-    host.keep_freed_memory()
     host.quiet_libraries()
     config = train_step.chosen_config(args)
 
@@ -150,4 +149,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    host.use_huge_pages()
     sys.exit(main())

@@ -125,7 +125,6 @@ def main() -> int:
     args = parser.parse_args()
     if min(args.k) < 1:
         parser.error("--k must be 1 or more")
-    host.keep_freed_memory()
     host.quiet_libraries()
     return finish(
         lambda: run(args.checkpoint, split=args.split, images=args.images, ks=args.k), table, as_json=args.json
@@ -133,4 +132,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    host.use_huge_pages()
     sys.exit(main())

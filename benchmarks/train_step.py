@@ -131,9 +131,7 @@ def compile_step(config: ConfigDict) -> tuple[Any, train_step.TrainState, dict[s
 
 def time_steps(step: Any, state: Any, batch: dict[str, jax.Array], *, steps: int, matmul: Matmul) -> list[float]:
     """Seconds of each step, after one that warms up; samples `matmul` around each."""
-    host.give_back_freed_memory()
     state, _ = jax.block_until_ready(step(state, batch))
-    host.settle_memory()
     seconds = []
     matmul.measure()
     for _ in range(steps):
@@ -268,7 +266,6 @@ def main() -> int:
     args = parser.parse_args()
     if args.steps < 1:
         parser.error("--steps must be 1 or more")
-    host.keep_freed_memory()
     host.quiet_libraries()
     config = chosen_config(args)
 
@@ -282,4 +279,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    host.use_huge_pages()
     sys.exit(main())

@@ -1,96 +1,45 @@
 """Settings of this process that the arithmetic does not see."""
 
-import ctypes
 import logging
 import multiprocessing
 import os
 import platform
 import sys
-import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-# glibc's mallopt parameters (malloc.h): what we set, and glibc's own values.
-_ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
-_KEEP = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 1 << 28}
-_DEFAULT = {_MMAP_MAX: 65_536, _TRIM_THRESHOLD: 128 * 1024, _TOP_PAD: 128 * 1024}
-
-_ROOM, _FILLER = 2**29, 2**27
-
-LARGE_SHARE = 0.5  # of the machine's memory
+_HUGE_PAGES = "glibc.malloc.hugetlb"
+_ASKED_FOR = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def keep_freed_memory() -> None:
-    """Lets glibc keep what XLA frees after a step instead of giving it back to the kernel.
+def use_huge_pages() -> None:
+    """Starts this process anew with large blocks of memory in pages of 2 MiB, where it has 4 KiB pages only.
 
-    On a CPU every step allocates its temporaries anew; returned to the kernel, each page of them faults again, which
-    costs a fifth of a small model's step. No effect elsewhere than on Linux with glibc.
+    On a CPU every step allocates its temporaries anew and their pages fault, hundreds of thousands of 4 KiB a step.
+    glibc reads the setting when a process starts and never again: to be called before anything else is done. No effect
+    elsewhere than on Linux with glibc 2.35 or newer, where the kernel gives no huge pages, or gives them unasked.
     """
-    _mallopt(_KEEP)
+    environment = _with_huge_pages(os.environ, platform.libc_ver(), _ASKED_FOR)
+    if environment is not None and sys.executable:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def release_memory_if_large() -> None:
-    """Goes back to glibc's own settings where the process holds more than `LARGE_SHARE` of the machine's memory.
-
-    Kept memory fragments; a model whose temporaries are a good part of the machine's memory must not pay for that.
-    """
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return
-    held = int(statm.read_text().split()[1])
-    if held > LARGE_SHARE * os.sysconf("SC_PHYS_PAGES") and _mallopt(_DEFAULT):
-        give_back_freed_memory()
-
-
-def give_back_freed_memory() -> None:
-    """Gives back to the kernel what is free now, once; what is freed later is kept as before."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def settle_memory() -> None:
-    """Gives back what is free now, and keeps what is allocated from here out of the block that temporaries need.
-
-    To be called once, after a program's first run. What its compilation left is not used again. The block that its
-    first temporaries leave among other allocations is a trap: the next ones, aligned anew, fit in or do not by a few
-    bytes, and where they once did something small is put beside them: each time a new block of all temporaries of a
-    step. So the holes of that size are filled, with memory that is never touched and takes none, but for a smaller one
-    that has room for all else that a step allocates.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    time.sleep(0.1)  # temporaries are freed a moment after the results are there
-    give_back_freed_memory()
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
-        ctypes.c_void_p,
-        [ctypes.c_size_t],
-        [ctypes.c_void_p],
-    )
-    libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
-    room = libc.malloc(_ROOM)
-    libc.malloc(_FILLER // 128)  # keeps the room from growing together with what follows
-    end = libc.sbrk(0)
-    while (block := libc.malloc(_FILLER)) and block + _FILLER < end:
-        pass
-    libc.free(block)  # of the heap's end, where temporaries shall be
-    libc.free(room)
+def _with_huge_pages(environment: Mapping[str, str], libc: tuple[str, str], enabled: Path) -> dict[str, str] | None:
+    """The environment of a process with huge pages; None where it would change nothing."""
+    tunables = environment.get("GLIBC_TUNABLES", "")
+    name, version = libc
+    if name != "glibc" or tuple(map(int, version.split(".")[:2])) < (2, 35) or _HUGE_PAGES in tunables:
+        return None
+    if not enabled.is_file() or "[madvise]" not in enabled.read_text():
+        return None
+    return {**environment, "GLIBC_TUNABLES": ":".join(filter(None, (tunables, f"{_HUGE_PAGES}=1")))}
 
 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _mallopt(values: dict[int, int]) -> bool:
-    """Sets parameters of glibc's allocator; False where there is none."""
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    for parameter, value in values.items():
-        libc.mallopt(parameter, value)
-    return True
 
 
 def quiet_libraries() -> None:

@@ -5,6 +5,11 @@ python -m maskvlm_jax.main --config=configs/pretrain.py:size=small,data=flickr8k
 python -m maskvlm_jax.main --config=configs/evaluate.py --config.checkpoint=WORKDIR
 """
 
+from maskvlm_jax import host
+
+if __name__ == "__main__":
+    host.use_huge_pages()  # before the slow imports, which it would repeat
+
 import difflib
 import importlib
 import re
@@ -17,7 +22,7 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from maskvlm_jax import host, processes
+from maskvlm_jax import processes
 from maskvlm_jax.config import flatten
 from maskvlm_jax.errors import Absent, Stopped, UserError
 
@@ -94,7 +99,6 @@ def default_workdir(config: ConfigDict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit status."""
-    host.keep_freed_memory()
     host.quiet_libraries()
     try:
         config, workdir = parse(sys.argv if argv is None else argv)

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from maskvlm_jax import flops, sharding, train, train_step
-from maskvlm_jax.data.batch import batch_shapes
+from maskvlm_jax import flops, sharding, train
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.slices import GIB, Slice
 
@@ -48,14 +47,10 @@ def compile_step(config: ConfigDict, where: Slice, options: dict[str, str] | Non
     """
     mesh = sharding.make_mesh(**config.mesh, devices=devices_of(where))
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
-    image = config.model.image
-    shapes = batch_shapes(
-        config.batch_size, image_size=image.image_size, patch=image.patch, length=config.model.text.max_length
-    )
     with jax.set_mesh(mesh):
         built = train.build(config, mesh)
-        state = train_step.abstract_state(built.init, built.shardings)
-        traced = built.step.trace(state, sharding.abstract_batch(shapes, mesh))
+        state, batch = train.described(config, built, mesh)
+        traced = built.step.trace(state, batch)
         try:
             compiled = traced.lower(lowering_platforms=("tpu",)).compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:

@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maskvlm_jax import config as configs
-from maskvlm_jax import evaluate, host, initial, metrics, optim, processes, sharding, train_step
+from maskvlm_jax import evaluate, initial, metrics, optim, processes, sharding, train_step
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import ledger, pipeline
@@ -96,6 +96,16 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Built:
     return Built(graphdef, init, step, shardings)
 
 
+def described(config: ConfigDict, built: Built, mesh: jax.sharding.Mesh) -> tuple[TrainState, dict[str, Any]]:
+    """Shapes, types and shardings of the step's arguments, with captions of the full length."""
+    image = config.model.image
+    shapes = batches.batch_shapes(
+        config.batch_size, image_size=image.image_size, patch=image.patch, length=config.model.text.max_length
+    )
+    state = train_step.abstract_state(built.init, built.shardings)
+    return state, sharding.abstract_batch(shapes, mesh)
+
+
 def make_example(config: ConfigDict, source: Source, tokenizer: Tokenizer) -> pipeline.MakeExample:
     """The transformation from stream position to example."""
     return pipeline.MakeExample(
@@ -112,6 +122,8 @@ def make_example(config: ConfigDict, source: Source, tokenizer: Tokenizer) -> pi
 
 def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> None:
     built = build(config, mesh)
+    began = time.monotonic()
+    compiled = _compile_ahead(config, built, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     best = Checkpoints(workdir / "best")
     state, told = initial.restore_or_init(config, checkpoints, built)
@@ -138,6 +150,8 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
             host_only = {key: batch.pop(key) for key in batches.HOST_KEYS}
             if jax.process_count() > 1:  # a signal may reach one process alone: the step tells the others
                 batch["stop"] = np.full(len(rows), stop.signal, np.int32)
+            if step == start + 1:
+                compiled()
             state, values = built.step(state, sharding.put(batches.trim(batch, config.data.text_buckets), mesh))
 
             # One step behind the device, so that it never waits for the host, and a bad loss is caught a step later.
@@ -148,13 +162,11 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
             last = step == config.steps
             if step == start + 1:
                 watch.drain(progress)
-                host.settle_memory()
-                print(f"first step: loss {float(values['loss']):.3f}, compiled in {time.monotonic() - clock:.0f}s")
+                print(f"first step: loss {float(values['loss']):.3f}, compiled in {time.monotonic() - began:.0f}s")
                 progress.restart()
             if due["log_every"] or last:
                 watch.drain(progress)
                 _log(step, writer, progress)
-                host.release_memory_if_large()
             if due["checkpoint_every"] or due["eval_every"] or last or stopped:
                 watch.drain(progress)
                 checkpoints.save(state, watch.remember())
@@ -168,6 +180,16 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
         checkpoints.wait()
         with stop.at_once(config.steps):
             _finish(config, workdir, evaluation, state, writer, best, watch.told)
+
+
+def _compile_ahead(config: ConfigDict, built: Built, mesh: jax.sharding.Mesh) -> Callable[[], None]:
+    """Compiles the step in a thread and returns what waits for it; where batches are cut, only they tell the shape."""
+    if config.data.text_buckets:
+        return lambda: None
+    state, batch = described(config, built, mesh)
+    if jax.process_count() > 1:
+        batch |= sharding.abstract_batch({"stop": ((config.batch_size,), np.int32)}, mesh)
+    return train_step.compile_ahead(built.step, state, batch, mesh)
 
 
 def _introduce(config, workdir: Path, source: Source, tokenizer: Tokenizer, state: TrainState) -> None:

@@ -1,7 +1,9 @@
 """The state of training and one pure function that advances it."""
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
@@ -152,6 +154,27 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, ema, queue), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+
+
+def compile_ahead(step: Any, state: Any, batch: Any, mesh: Mesh) -> Callable[[], None]:
+    """Compiles a jitted step in a thread, while the state is made or read; returns what waits for the end of that.
+
+    JAX keeps the program: a call of `step` with arrays such as `state` and `batch` describe does not compile again.
+    The waiting raises what the compilation raised.
+    """
+    done: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            with jax.set_mesh(mesh):
+                step.lower(state, batch).compile()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    # A daemon: where the state cannot be made, nothing waits for the compiler.
+    threading.Thread(target=work, name="compile-ahead", daemon=True).start()
+    return done.result
 
 
 def parameters_sha256(params: Params) -> str:

@@ -1,44 +1,62 @@
-"""Memory of the process, in one of its own: settings of the allocator stay for its life."""
+"""Huge pages, in processes of their own: glibc reads the setting at a process's start."""
 
+import json
+import os
+import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from maskvlm_jax import host
 from tests.conftest import ROOT
 
-LEFT = """
-import ctypes
+STARTS_ANEW = """
+import json, os, sys
 from maskvlm_jax import host
 
-host.keep_freed_memory()
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-
-def held():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096 // 2**20
-
-def step(mib):
-    block = libc.malloc(mib * 2**20)
-    ctypes.memset(block, 1, mib * 2**20)
-    libc.malloc(2**20)  # what a step leaves behind it
-    libc.free(block)
-
-step(700)
-kept = held()
-host.settle_memory()
-print(kept, held())
-for mib in (701, 702, 703):  # none fits into the hole of the one before
-    step(mib)
-print(held())
+host.use_huge_pages()
+print(json.dumps([os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[1:]]))
 """
 
+GLIBC = ("glibc", "2.36")
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
-def test_settling_gives_back_what_is_free_and_later_steps_share_one_block():
-    process = subprocess.run([sys.executable, "-c", LEFT], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert process.returncode == 0, process.stderr
-    kept, settled, later = map(int, process.stdout.split())
-    assert kept > 700 and settled < 300
-    assert later < 1_000  # not three blocks
+
+@pytest.fixture
+def on_request(tmp_path):
+    enabled = tmp_path / "enabled"
+    enabled.write_text("always [madvise] never\n")
+    return enabled
+
+
+def test_what_is_set_already_stays(on_request):
+    assert host._with_huge_pages({"A": "b"}, GLIBC, on_request) == {
+        "A": "b",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    }
+    kept = {"GLIBC_TUNABLES": "glibc.malloc.check=3"}
+    assert host._with_huge_pages(kept, GLIBC, on_request)["GLIBC_TUNABLES"] == (
+        "glibc.malloc.check=3:glibc.malloc.hugetlb=1"
+    )
+    assert kept == {"GLIBC_TUNABLES": "glibc.malloc.check=3"}
+
+
+def test_nothing_starts_anew_where_it_would_change_nothing(on_request, tmp_path):
+    for tunables in ("glibc.malloc.hugetlb=1", "glibc.malloc.hugetlb=0"):
+        assert host._with_huge_pages({"GLIBC_TUNABLES": tunables}, GLIBC, on_request) is None
+    for libc in (("glibc", "2.34"), ("musl", "1.2.4"), ("", "")):
+        assert host._with_huge_pages({}, libc, on_request) is None
+    assert host._with_huge_pages({}, GLIBC, tmp_path / "absent") is None
+    for mode in ("[always] madvise never", "always madvise [never]"):
+        on_request.write_text(mode)
+        assert host._with_huge_pages({}, GLIBC, on_request) is None
+
+
+def test_a_process_that_starts_anew_keeps_its_number_and_its_arguments():
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    if host._with_huge_pages(environment, platform.libc_ver(), host._ASKED_FOR) is None:
+        pytest.skip("this machine gives no huge pages, or gives them unasked")
+    command = [sys.executable, "-c", STARTS_ANEW, "a b", "--c=d"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        told = json.loads(process.communicate(timeout=60)[0])
+    assert told == [process.pid, "glibc.malloc.hugetlb=1", ["a b", "--c=d"]]

@@ -328,3 +328,28 @@ def test_the_hash_tells_parameters_apart():
     other = {"a": {"kernel": np.ones((2, 2), np.float32) * np.float32(1 + 1e-7)}}
     assert train_step.parameters_sha256(params) == train_step.parameters_sha256({"a": dict(params["a"])})
     assert train_step.parameters_sha256(params) != train_step.parameters_sha256(other)
+
+
+@pytest.mark.parametrize("mesh", [one_device, lambda: sharding.make_mesh(data=2, fsdp=2, model=2)])
+def test_a_step_compiled_ahead_is_not_compiled_again(mesh):
+    config, mesh = toy_config(), mesh()
+    with jax.set_mesh(mesh):
+        built = trainer.build(config, mesh)
+        compiled = train_step.compile_ahead(built.step, *trainer.described(config, built, mesh), mesh)
+        state, batch = built.init(), sharding.put(host_batches(config, 1)[0], mesh)
+        compiled()
+        compilations = []
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda name, seconds, **of: compilations.append(name) if "backend_compile" in name else None
+        )
+        built.step(state, batch)
+        assert not compilations
+        jax.jit(lambda x: x + 1)(batch["pair_id"])
+        assert compilations  # the listener hears
+
+
+def test_waiting_for_a_step_raises_what_its_compilation_raised():
+    wrong = jax.jit(lambda state, batch: state @ batch)
+    shapes = [jax.ShapeDtypeStruct((size,), jnp.float32) for size in (2, 3)]
+    with pytest.raises(TypeError, match="dot_general"):
+        train_step.compile_ahead(wrong, *shapes, one_device())()
