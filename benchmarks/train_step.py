@@ -131,6 +131,7 @@ def compile_step(config: ConfigDict) -> tuple[Any, train_step.TrainState, dict[s
 
 def time_steps(step: Any, state: Any, batch: dict[str, jax.Array], *, steps: int, matmul: Matmul) -> list[float]:
     """Seconds of each step, after one that warms up; samples `matmul` around each."""
+    host.give_back_freed_memory()
     state, _ = jax.block_until_ready(step(state, batch))
     seconds = []
     matmul.measure()

@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maskvlm_jax import config as configs
-from maskvlm_jax import evaluate, initial, metrics, optim, processes, sharding, train_step
+from maskvlm_jax import evaluate, host, initial, metrics, optim, processes, sharding, train_step
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import ledger, pipeline
@@ -152,6 +152,7 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
                 batch["stop"] = np.full(len(rows), stop.signal, np.int32)
             if step == start + 1:
                 compiled()
+                host.give_back_freed_memory()
             state, values = built.step(state, sharding.put(batches.trim(batch, config.data.text_buckets), mesh))
 
             # One step behind the device, so that it never waits for the host, and a bad loss is caught a step later.
