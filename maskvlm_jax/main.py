@@ -14,6 +14,7 @@ import difflib
 import importlib
 import re
 import runpy
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -117,6 +118,10 @@ def main(argv: list[str] | None = None) -> int:
         return stopped.status
     except (Exception, KeyboardInterrupt) as error:
         if not processes.several():
+            if isinstance(error, KeyboardInterrupt):  # outside of the training loop, which has its own answer
+                stopped = Stopped(signal.SIGINT, None)
+                print(stopped, flush=True)
+                return stopped.status
             raise
         processes.expect_news()
         traceback.print_exc()
@@ -135,11 +140,11 @@ def _tell(error: Exception, status: int) -> int:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends the process; after an error at once, where libraries' threads would tell of their own end after the error.
+    """Ends the process; after an error or Ctrl-C at once, or libraries' threads would tell of their own end after it.
 
     A damaged checkpoint, for one, leaves reads in flight that fail as the interpreter shuts down.
     """
-    if status in (UserError.status, Absent.status):
+    if status in (UserError.status, Absent.status, 128 + signal.SIGINT):
         host.end_at_once(status)
     sys.exit(status)
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from maskvlm_jax import main
 from tests.conftest import toy_flags
 
 PRETRAIN = "--config=configs/pretrain.py"
@@ -112,6 +113,15 @@ def test_a_bad_config_is_one_clear_line_and_status_2(cli, config, told):
     process = cli(f"--config={config}")
     assert process.returncode == 2
     assert told in process.stderr and process.stderr.count("\n") == 1
+
+
+def test_ctrl_c_while_a_run_starts_is_one_line(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "parse", interrupted)
+    assert main.main([]) == 130
+    assert capsys.readouterr().out == "SIGINT: stopped; the same command goes on\n"
 
 
 def test_a_workdir_of_another_run_is_refused_with_the_keys_that_differ(cli, copy_of_run):
