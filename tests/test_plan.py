@@ -15,8 +15,7 @@ import jax
 import pytest
 
 from configs import pretrain
-from maskvlm_jax import plan, sharding, slices, tpu_compiler, train, train_step
-from maskvlm_jax.data.batch import batch_shapes
+from maskvlm_jax import plan, sharding, slices, tpu_compiler, train
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.hlo import Program
 from maskvlm_jax.slices import GIB
@@ -135,11 +134,9 @@ def test_a_collective_that_is_new_or_larger_is_named_with_both_numbers():
 @pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)], ids=str)
 def test_collectives_of_eight_cpu_devices_are_those_recorded(axes):
     config, mesh = toy_config(batch_size=16), sharding.make_mesh(**dict(zip(sharding.AXES, axes, strict=True)))
-    shapes = batch_shapes(16, image_size=32, patch=8, length=20)
     with jax.set_mesh(mesh):
         built = train.build(config, mesh)
-        state = train_step.abstract_state(built.init, built.shardings)
-        lowered = built.step.lower(state, sharding.abstract_batch(shapes, mesh))
+        lowered = built.step.lower(*train.described(config, built, mesh))
         compiled = lowered.compile({"xla_backend_optimization_level": 0})
     assert above_budget("cpu " + "x".join(map(str, axes)), collective_bytes(Program(compiled.as_text()))) == {}
 
