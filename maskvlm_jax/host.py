@@ -19,8 +19,9 @@ def use_huge_pages() -> None:
     """Starts this process anew with large blocks of memory in pages of 2 MiB, where it has 4 KiB pages only.
 
     On a CPU every step allocates its temporaries anew and their pages fault, hundreds of thousands of 4 KiB a step.
-    glibc reads the setting when a process starts and never again: to be called before anything else is done. No effect
-    elsewhere than on Linux with glibc 2.35 or newer, where the kernel gives no huge pages, or gives them unasked.
+    glibc reads the setting when a process starts and never again: to be called before anything else is done. It returns
+    where that would change nothing: without glibc 2.35 or newer, or where the kernel gives huge pages to nobody, or to
+    all, or the setting is there already.
     """
     environment = _with_huge_pages(os.environ, platform.libc_ver(), _ASKED_FOR)
     if environment is not None and sys.executable:

@@ -121,8 +121,8 @@ def make_example(config: ConfigDict, source: Source, tokenizer: Tokenizer) -> pi
 
 
 def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> None:
-    built = build(config, mesh)
     began = time.monotonic()
+    built = build(config, mesh)
     compiled = _compile_ahead(config, built, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     best = Checkpoints(workdir / "best")
@@ -163,7 +163,7 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
             last = step == config.steps
             if step == start + 1:
                 watch.drain(progress)
-                print(f"first step: loss {float(values['loss']):.3f}, compiled in {time.monotonic() - began:.0f}s")
+                print(f"first step: loss {float(values['loss']):.3f}, {time.monotonic() - began:.0f}s after the start")
                 progress.restart()
             if due["log_every"] or last:
                 watch.drain(progress)
