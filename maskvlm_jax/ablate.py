@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from maskvlm_jax import metrics
-from maskvlm_jax.config import read_json
+from maskvlm_jax import metrics, ranges
+from maskvlm_jax.config import flatten
 from maskvlm_jax.errors import Stopped, UserError
+from maskvlm_jax.files import read_json
 
 Scores = dict[str, dict[int, Mapping[str, float]]]  # row -> seed -> metric -> value
 
@@ -291,6 +292,10 @@ def _slug(row: str) -> str:
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """`task = ablate`."""
+    ranges.check(flatten(config.to_dict()))
+    for key in ("seeds", "rows", "steps"):
+        if not config[key]:
+            raise UserError(f"{key} is {config[key]!r}: nothing to run; give --config.{key}")
     workdir.mkdir(parents=True, exist_ok=True)
     _claim(config, workdir)
     commands = Commands(config.parallel, workdir / "compiled")

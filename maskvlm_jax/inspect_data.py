@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from maskvlm_jax import config as configs
-from maskvlm_jax import host, initial, train
+from maskvlm_jax import files, host, initial, train
 from maskvlm_jax import main as command_line
 from maskvlm_jax.data import pipeline, survey
 from maskvlm_jax.data.sources import Mixture, Source, open_training_source
@@ -73,7 +73,7 @@ def inspect(config: ConfigDict, folder: Path, *, examples: int) -> dict[str, Any
     }
     sheet = contact_sheet(config, source, tokenizer, min(SHOWN, len(drawn)))
     folder.mkdir(parents=True, exist_ok=True)
-    configs.write_json(folder / "report.json", report)
+    files.write_json(folder / "report.json", report)
     Image.fromarray(sheet).save(folder / "contact_sheet.png")
     return report
 
@@ -239,7 +239,8 @@ def text(report: Mapping[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit status."""
     host.quiet_libraries()
-    try:
+
+    def work() -> None:
         config, _ = command_line.parse(sys.argv if argv is None else argv)
         if config.task not in ("pretrain", "finetune"):
             raise UserError(
@@ -248,13 +249,8 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(flags.FLAGS.workdir or f"inspect/{config.name}")
         print(text(inspect(config, folder, examples=_EXAMPLES.value)))
         print(f"{folder / 'contact_sheet.png'} shows what the model sees, {folder / 'report.json'} has all of this")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+
+    return command_line.guarded(work)
 
 
 if __name__ == "__main__":

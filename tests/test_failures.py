@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskvlm_jax import config as configs
+from maskvlm_jax import files
 from maskvlm_jax.errors import UserError, unwritable, writing
 from maskvlm_jax.metrics import MetricWriter
 from tests.conftest import ROOT, toy_flags
@@ -131,7 +131,7 @@ FULL = "cannot be written (No space left on device): free space there, and the s
 def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
     (tmp_path / "result.partial").symlink_to("/dev/full")
     with pytest.raises(UserError, match=f"{tmp_path}/result.json {re.escape(FULL)}"):
-        configs.write_json(tmp_path / "result.json", {"steps": 6})
+        files.write_json(tmp_path / "result.json", {"steps": 6})
     writer = MetricWriter(tmp_path, 0)
 
     def full(descriptor: int) -> None:
