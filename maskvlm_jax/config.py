@@ -1,7 +1,6 @@
 """What a config must satisfy, checked before anything is allocated, and how it becomes arguments."""
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from maskvlm_jax import processes
+from maskvlm_jax import processes, ranges, upgrade
 from maskvlm_jax.data import masking
-from maskvlm_jax.errors import UserError, writing
+from maskvlm_jax.errors import UserError
 
 # Keys that may differ between the runs that share a workdir: they change no parameter.
 FREE_KEYS = (
@@ -38,7 +37,9 @@ def check(config: ConfigDict) -> None:
     Raises:
         UserError: naming the fields, their values and what would fit.
     """
+    ranges.check(flatten(config.to_dict()))
     _check_choices(config)
+    _check_temperature(config)
     image = config.model.image
     if image.image_size % image.patch:
         raise UserError(f"model.image.patch {image.patch} does not divide model.image.image_size {image.image_size}")
@@ -49,18 +50,20 @@ def check(config: ConfigDict) -> None:
         )
     _check_blocks(config)
     _check_fusion(config)
-    for name in ("image_ratio", "text_ratio"):
-        if not 0.0 < config.masking[name] < 1.0:
-            raise UserError(f"masking.{name} is {config.masking[name]}; give a share between 0 and 1")
     if config.evaluation.weights == "ema" and not config.optim.ema_decay:
         raise UserError("evaluation.weights=ema needs a moving average; set --config.optim.ema_decay=0.999")
-    for name in ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
-        if config[name] < 1:
-            raise UserError(f"{name} is {config[name]}; give at least 1")
     active = {label for label, objective in config.objectives.items() if objective.weight}
     if not active:
         raise UserError("every objective has weight 0: nothing to train")
     _check_objectives(config, active)
+
+
+def _check_temperature(config: ConfigDict) -> None:
+    from maskvlm_jax.models.vlm import TEMPERATURE_RANGE  # not above: a mistyped flag is told without Flax
+
+    low, high = TEMPERATURE_RANGE
+    if not low <= config.model.temperature <= high:
+        raise UserError(f"model.temperature is {config.model.temperature:g}; give {low:g} to {high:g}")
 
 
 _OBJECTIVE_CHOICES = {
@@ -164,8 +167,9 @@ def _check_choices(config: ConfigDict) -> None:
         if key.rsplit(".", 1)[1] in block:
             _check_choice(block, key, choices)
     _check_choice(config.data, "data.clean", ("none", "albef"))
-    _check_choice(config.evaluation, "evaluation.rerank_score", ("itm", "itm+itc"))
+    _check_choice(config.evaluation, "evaluation.rerank_score", ("auto", "itm", "itm+itc", "itm+cosine"))
     _check_choice(config.evaluation, "evaluation.weights", ("params", "ema"))
+    _check_choice(config.model, "model.temperature_scale", ("log", "linear"))
     _check_choice(config.model.shared, "model.shared.remat", ("none", "dots", "full"))
     _check_choice(config.model.shared, "model.shared.dtype", ("auto", "float32", "bfloat16"))
 
@@ -174,6 +178,27 @@ def _check_choice(block: ConfigDict, name: str, allowed: tuple[str, ...]) -> Non
     value = block[name.rsplit(".", 1)[1]]
     if value not in allowed:
         raise UserError(f"{name} is {value!r}; choose among {', '.join(allowed)}")
+
+
+def resolve_steps(config: ConfigDict, examples: int | None) -> None:
+    """Puts numbers in the place of what follows from others: steps from epochs, periods and warm-up from steps.
+
+    Args:
+        examples: of the training data; None where it is not known.
+
+    Raises:
+        UserError: neither steps nor epochs are given, or the data's size is not known.
+    """
+    if not config.steps:
+        if not config.epochs:
+            raise UserError("steps and epochs are both 0; give --config.steps or --config.epochs")
+        if examples is None:
+            raise UserError(f"the steps of {config.epochs:g} epochs follow from the data; give --config.steps")
+        config.steps = max(1, round(config.epochs * examples / config.batch_size))
+    if config.eval_every < 1:
+        config.eval_every = max(1, config.steps // 50)
+    if config.optim.warmup_steps < 0:
+        config.optim.warmup_steps = config.steps // 10
 
 
 def model_arguments(config: ConfigDict) -> dict[str, Any]:
@@ -190,6 +215,17 @@ def model_arguments(config: ConfigDict) -> dict[str, Any]:
         ),
         "text_ratio": options.text_ratio,
     }
+
+
+def set_aside(config: ConfigDict, given: set[str]) -> None:
+    """Where a flag gives one of steps and epochs, the other's default does not count.
+
+    Args:
+        given: keys that flags gave.
+    """
+    for one, other in (("steps", "epochs"), ("epochs", "steps")):
+        if one in given and other not in given and other in config:
+            config[other] = type(config[other])(0)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -225,38 +261,16 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            differing = differing_keys(read_json(path), wanted)
+            differing = differing_keys(upgrade.read(path), wanted)
             if differing:
                 raise UserError(
                     f"{workdir} belongs to a run with other values of {', '.join(differing)}; "
                     "use another --workdir, or the same values to go on"
                 )
         if processes.is_main():
-            write_json(path, wanted)
+            upgrade.write(path, wanted)
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written: {error.strerror}; choose another --workdir") from error
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        UserError: it does not exist or is damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file in one step: a killed process leaves the old file or the new one."""
-    temporary = path.with_suffix(".partial")
-    with writing(path):
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
-        os.replace(temporary, path)
 
 
 def merge_evaluation(trained: ConfigDict, wanted: ConfigDict) -> ConfigDict:

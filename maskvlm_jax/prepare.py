@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from maskvlm_jax import ranges
 from maskvlm_jax.data import pieces, records, survey
 from maskvlm_jax.data.caption_files import read_captions
 from maskvlm_jax.data.scenes import SPLIT_LENGTHS
@@ -70,6 +71,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def _check(config: ConfigDict) -> None:
     """Values that cannot be meant."""
+    from maskvlm_jax.config import flatten  # not above: worker processes do without JAX
+
+    ranges.check(flatten(config.to_dict()))
     if not config.out:
         raise UserError("say where the shards go: --config.out=FOLDER")
     if config.overlap not in ("report", "drop"):
@@ -78,9 +82,9 @@ def _check(config: ConfigDict) -> None:
         raise UserError("overlap=drop needs a set to compare with; give --config=configs/prepare.py:...,against=NAME")
     if config.expected and len(config.expected) != len(config.splits):
         raise UserError(f"expected has {len(config.expected)} counts for {len(config.splits)} splits; name the splits")
-    ranges = {"examples_per_shard": (1, 1_000_000), "quality": (1, 100), "against_distance": (0, survey.HASH_BITS)}
-    ranges |= {"resize": (0, 10_000), "min_size": (0, 10_000), "workers": (0, 1_024)}
-    for name, (low, high) in ranges.items():
+    limits = {"examples_per_shard": (1, 1_000_000), "quality": (1, 100), "against_distance": (0, survey.HASH_BITS)}
+    limits |= {"resize": (0, 10_000), "min_size": (0, 10_000), "workers": (0, 1_024)}
+    for name, (low, high) in limits.items():
         if not low <= config[name] <= high:
             raise UserError(f"{name} is {config[name]}; give {low} to {high}")
 

@@ -418,7 +418,7 @@ def test_verify_reads_every_byte(albums, tmp_path, capsys):
         ("data=parquet", {"overlap": "drop"}, "overlap=drop needs a set to compare with"),
         ("data=parquet", {"expected": (1, 2)}, "expected has 2 counts for 1 splits; name the splits"),
         ("data=parquet", {"quality": 101}, "quality is 101; give 1 to 100"),
-        ("data=parquet", {"examples_per_shard": 0}, "examples_per_shard is 0; give 1 to"),
+        ("data=parquet", {"examples_per_shard": 0}, "examples_per_shard is 0; give at least 1"),
     ],
 )
 def test_bad_values(tmp_path, structure, values, message):

@@ -128,7 +128,7 @@ def check_batch_size(source: Source, batch_size: int, limit: int) -> int:
     Raises:
         UserError: a batch larger than that.
     """
-    examples = min(limit, len(source)) if limit else len(source)
+    examples = sum(source.sizes) if isinstance(source, Mixture) else min(limit or len(source), len(source))
     if batch_size > examples:
         raise UserError(
             f"batch_size {batch_size} is larger than the data, {examples} examples; lower --config.batch_size"

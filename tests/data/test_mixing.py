@@ -24,6 +24,12 @@ def mixture(weights=(1.0, 2.0, 1.0), limits=(0, 0, 0)) -> Mixture:
     return Mixture(list(zip(("a", "b", "c"), sources, weights, limits, strict=True)))
 
 
+def test_a_batch_larger_than_what_the_limits_leave_is_refused():
+    assert pipeline.check_batch_size(mixture(limits=(10, 20, 0)), 37, 0) == 37
+    with pytest.raises(UserError, match="batch_size 38 is larger than the data, 37 examples"):
+        pipeline.check_batch_size(mixture(limits=(10, 20, 0)), 38, 0)
+
+
 def test_each_part_has_its_share_of_every_stretch():
     parts = np.array([Interleaving(WEIGHTS, seed=1)[i][0] for i in range(20 * BLOCK)])
     shares = np.array(WEIGHTS) / sum(WEIGHTS)

@@ -188,6 +188,7 @@ def test_evaluation_leaves_broken_pictures_out_and_says_which():
         seed=0,
         limit=0,
         captions_per_image=0,
+        one_at_a_time=True,
     )
     assert data.broken == ["picture1"]
     assert data.ids == ["picture0", "picture2", "picture3"]

@@ -1,0 +1,64 @@
+"""config.json of older releases: the values that new keys must have for a run to stay what it was.
+
+A key that is added to a config gets its line here, so that workdirs begun before it go on, are scored and are tuned.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from maskvlm_jax.errors import UserError
+from maskvlm_jax.files import read_json, write_json
+
+FORMAT = 2  # of config.json; raise it with every key that is added or that changes its meaning
+_KEY = "format"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The config of a workdir, as this release would have written it.
+
+    Raises:
+        UserError: it does not exist or is damaged.
+    """
+    return upgrade(read_json(path))
+
+
+def write(path: Path, config: dict[str, Any]) -> None:
+    """Writes a config with the number of its format."""
+    write_json(path, {_KEY: FORMAT, **config})
+
+
+def upgrade(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of any format in that of this release.
+
+    Raises:
+        UserError: it is of a later one.
+    """
+    config = dict(config)
+    found = config.pop(_KEY, 1)
+    if found not in range(1, FORMAT + 1):
+        raise UserError(f"config.json has format {found}, written by a later release: this one reads up to {FORMAT}")
+    for number in range(found, FORMAT):
+        _STEPS[number](config)
+    return config
+
+
+def _to_2(config: dict[str, Any]) -> None:
+    """Ramps, epochs, the temperature's logarithm, scores of re-ranking by log-odds."""
+    config.setdefault("epochs", 0.0)
+    config.setdefault("checkpoint_step", "latest")
+    config["optim"] = {"temperature_rate": 1.0, "ema_ramp": False} | config["optim"]
+    config["model"] = {"temperature_scale": "linear"} | config["model"]
+    evaluation = {"choose_images": 1_000} | config["evaluation"]
+    if evaluation.get("rerank_score") == "itm+itc":
+        evaluation["rerank_score"] = "itm+cosine"
+    config["evaluation"] = evaluation
+    for objective in config["objectives"].values():
+        if objective["name"] == "matching":
+            objective |= {"hardness": 1.0, "ramp": [0.0, 0.0]}
+        elif objective["name"] in ("momentum_contrastive", "distilled_masked_text"):
+            objective |= {"ramp": [0.0, 0.0]}
+        elif objective["name"] == "masked_feature":  # was a sum over the width, is divided by its root
+            objective["weight"] *= config["model"]["image"]["width"] ** 0.5
+
+
+_STEPS = {1: _to_2}
