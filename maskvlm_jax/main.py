@@ -12,11 +12,13 @@ if __name__ == "__main__":
 
 import difflib
 import importlib
+import itertools
 import re
 import runpy
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,7 +26,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from maskvlm_jax import processes
-from maskvlm_jax.config import flatten
+from maskvlm_jax.config import flatten, set_aside
 from maskvlm_jax.errors import Absent, Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:structure], see configs/", lock_config=True)
@@ -52,6 +54,8 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     try:
         rest = flags.FLAGS(argv)
         config = _CONFIG.value
+        if config is not None:
+            set_aside(config, set(config_flags.get_override_values(flags.FLAGS["config"])))
         task = None if config is None else config.get("task")
     except (AttributeError, KeyError) as error:
         raise UserError(_unknown_key(argv, str(error))) from error
@@ -69,8 +73,8 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
 def _unknown_key(argv: list[str], told: str) -> str:
     """Names the key of a --config.KEY=VALUE flag that is not there, and the nearest that is."""
     there = list(flatten(_defaults(argv).to_dict()))
-    given = [arg[len("--config.") :].split("=")[0] for arg in argv if arg.startswith("--config.")]
-    for key in given:
+    given = [re.match(r"--?config\.([^=]*)", arg) for arg in argv]
+    for key in (found[1] for found in given if found):
         if key not in there:
             # The last part alone finds a key that was put into the wrong block.
             near = difflib.get_close_matches(key, there, n=1) or [k for k in there if k.endswith(key.split(".")[-1])]
@@ -80,7 +84,9 @@ def _unknown_key(argv: list[str], told: str) -> str:
 
 def _defaults(argv: list[str]) -> ConfigDict:
     """The config file's values before any flag: the flags' own copy is not there where one of them failed."""
-    path, _, structure = next(arg for arg in argv if arg.startswith("--config="))[len("--config=") :].partition(":")
+    joined = [re.fullmatch(r"--?config=(.*)", arg) for arg in argv]
+    apart = [value for name, value in itertools.pairwise(argv) if name in ("--config", "-config")]
+    path, _, structure = [*(found[1] for found in joined if found), *apart][-1].partition(":")
     return runpy.run_path(path)["get_config"](structure)
 
 
@@ -129,6 +135,19 @@ def main(argv: list[str] | None = None) -> int:
         processes.fail(1, f"{type(error).__name__}: {told}; its log has more")
         return 1
     processes.finish()
+    return 0
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Runs what a command of one process does; returns the exit status. Errors and Ctrl-C are one line."""
+    try:
+        work()
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.status if isinstance(error, UserError) else UserError.status
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from maskvlm_jax import config as configs
-from maskvlm_jax import flops, host, metrics, slices
+from maskvlm_jax import flops, host, initial, metrics, slices
 from maskvlm_jax import main as command_line
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.hlo import Program
@@ -137,6 +137,17 @@ def make_plan(
     )
 
 
+# Pictures of training splits, for the length of a run given in epochs: the set itself need not be here.
+PICTURES = {"scenes": 100_000, "flickr8k": 6_000, "flickr30k": 29_000, "coco": 113_287, "vg": 100_000}
+PICTURES |= {"sbu": 860_000, "cc3m": 2_950_000}
+
+
+def pictures(config: ConfigDict) -> int | None:
+    """About how many a config trains on, by the names of its sets; None where one is not known."""
+    names = list(config.data.mixture) or [part for part in config.name.split("-") if part in PICTURES]
+    return sum(PICTURES[name] for name in names) if names and set(names) <= set(PICTURES) else None
+
+
 def _useful_flops(config: ConfigDict, traced: float) -> float:
     """Without what is computed twice, where it is known: of MaskVLM."""
     try:
@@ -218,6 +229,14 @@ def run(
         UserError: nothing that was tried fits; the message has the numbers.
     """
     configs.check(config)
+    initial.check_objectives(config)
+    if keep:  # before minutes of compiling
+        try:
+            keep.open("a").close()
+        except OSError as error:
+            raise UserError(f"{keep} cannot be written ({error.strerror}); choose another --program") from error
+    config = config.copy_and_resolve_references()
+    configs.resolve_steps(config, pictures(config))
     try:
         plan = make_plan(config, where, keep=keep)
     except TooLarge as error:
@@ -259,7 +278,8 @@ def main() -> int:
     """Runs a command line; returns the exit status."""
     host.quiet_libraries()
     jax.config.update("jax_platforms", "cpu")
-    try:
+
+    def work() -> None:
         config, _ = command_line.parse(sys.argv)
         if config.task not in ("pretrain", "finetune"):
             raise UserError(f"plan reads the config of a training run, not of task {config.task}")
@@ -269,10 +289,8 @@ def main() -> int:
         price = _PRICE.value or where.chip.price
         keep = Path(_PROGRAM.value) if _PROGRAM.value else None
         run(config, where, attempts=_TRY.value, price=price, as_json=_JSON.value, keep=keep)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.status
-    return 0
+
+    return command_line.guarded(work)
 
 
 if __name__ == "__main__":

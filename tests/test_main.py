@@ -1,11 +1,14 @@
 """The command line as a user types it."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 from maskvlm_jax import main
-from tests.conftest import toy_flags
+from tests.conftest import ROOT, toy_flags
 
 PRETRAIN = "--config=configs/pretrain.py"
 
@@ -85,6 +88,9 @@ BAD_FLAGS = [
     (["--config.objectives.masked_image.norm=l3"], "choose among l1, l2"),
     (["--config.evaluation.split=tset"], "there is no split 'tset'"),
     (["--config.evaluation.weights=ema"], "set --config.optim.ema_decay=0.999"),
+    (["--config.evaluation.batch_size=0"], "evaluation.batch_size is 0; give at least 1"),
+    (["--config.optim.accumulate=0"], "optim.accumulate is 0; give at least 1"),
+    (["--config.evaluation.rerank_score=best"], "choose among auto, itm, itm+itc, itm+cosine"),
     (["--workdir=/dev/null/run"], "workdir /dev/null/run cannot be written"),
 ]
 
@@ -97,6 +103,36 @@ def test_a_bad_flag_is_one_clear_line_and_status_2(cli, tmp_path, flags, told):
     assert told in process.stderr
     assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--config", "configs/pretrain.py", "--config.optm.lr=1"],
+        ["-config=configs/pretrain.py", "-config.optm.lr=1"],
+        ["-config", "configs/pretrain.py:size=mini", "--config.optm.lr", "1"],
+    ],
+    ids=" ".join,
+)
+def test_a_typo_is_told_however_the_flags_are_written(cli, flags):
+    process = cli(*flags)
+    assert process.returncode == 2
+    assert process.stderr == "error: there is no config key optm.lr; did you mean optim.lr?\n"
+
+
+@pytest.mark.parametrize(
+    ("structure", "flag", "steps", "epochs"),
+    [("", "steps=40", 40, 0.0), ("", "epochs=2", 3_125, 2.0), (":size=base,data=coco", "steps=40", 40, 0.0)],
+)
+def test_a_length_needs_one_flag_alone(structure, flag, steps, epochs):
+    script = (
+        "import sys; from maskvlm_jax import config as configs, main; config, _ = main.parse(sys.argv); "
+        "configs.check(config); configs.resolve_steps(config, 100_000); "
+        "print(config.steps, config.epochs, config.optim.warmup_steps)"
+    )
+    command = [sys.executable, "-c", script, PRETRAIN + structure, f"--config.{flag}"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert process.stdout == f"{steps} {epochs} {steps // 10}\n", process.stderr
 
 
 @pytest.mark.parametrize(
@@ -137,4 +173,18 @@ def test_evaluating_a_step_that_is_not_there_names_those_that_are(cli, finished_
         "--config=configs/evaluate.py", f"--config.checkpoint={finished_run[0]}", "--config.checkpoint_step=5"
     )
     assert process.returncode == 2
-    assert "there are latest, best and 3, 4, 6" in process.stderr
+    assert "takes latest, best and 3, 4, 6" in process.stderr
+
+
+def test_fine_tuning_starts_from_the_best_checkpoint_where_it_is_asked_to(cli, copy_of_run, tmp_path):
+    flags = [flag for flag in toy_flags(steps=2, optim__warmup_steps=1) if ".masked_image." not in flag]
+    command = ["--config=configs/finetune_retrieval.py", *flags]
+    command += [f"--config.checkpoint={copy_of_run}", f"--workdir={tmp_path / 'tuned'}"]
+    process = cli(*command, "--config.checkpoint_step=78")
+    assert process.returncode == 2 and "--config.checkpoint_step takes latest, best and 3, 4, 6" in process.stderr
+    assert not (tmp_path / "tuned").exists()
+    shutil.rmtree(copy_of_run / "checkpoints")  # the best alone is left
+    process = cli(*command, "--config.checkpoint_step=best")
+    assert process.returncode == 0, process.stderr
+    told = json.loads((tmp_path / "tuned" / "result.json").read_text())["protocol"]
+    assert told["initialised_from"] == f"{copy_of_run} best"

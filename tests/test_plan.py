@@ -70,12 +70,44 @@ def test_the_batch_that_should_fit_splits_evenly():
         (["--slice=v5e-7"], "v5e comes in sizes 1, 4, 8"),
         ([], "no slice; give --slice=v5e-256"),
         (["--slice=v5e-8", "--config.optim.lrr=1"], "did you mean optim.lr?"),
+        (["--slice=v5e-8", "--config.optim.accumulate=0"], "optim.accumulate is 0; give at least 1"),
+        (["--slice=v5e-8", "--program=/nowhere/step.txt"], "/nowhere/step.txt cannot be written"),
     ],
 )
 def test_a_wrong_command_is_told_in_one_line(flags, told):
     command = [sys.executable, "-m", "maskvlm_jax.plan", "--config=configs/pretrain.py", *flags]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert process.returncode == 2 and process.stderr.count("\n") == 1 and told in process.stderr
+
+
+def test_what_a_run_refuses_is_refused_by_its_plan(monkeypatch):
+    config = pretrain.get_config("recipe=mamo")
+    config.optim.ema_decay = 0.0
+    with pytest.raises(UserError, match=r"set --config\.optim\.ema_decay=0\.995"):
+        plan.run(config, slices.parse("v5e-8"), attempts=False, price=1.0, as_json=False)
+
+
+def test_ctrl_c_while_a_plan_compiles_is_one_line(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan.command_line, "parse", interrupted)
+    assert plan.main() == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_a_run_given_in_epochs_is_as_long_as_its_sets_are_large():
+    assert plan.pictures(pretrain.get_config("size=base,data=coco")) == 113_287
+    assert plan.pictures(pretrain.get_config("size=base,data=coco+vg")) == 213_287
+    assert plan.pictures(pretrain.get_config("size=base,data=files")) is None
+    with pytest.raises(UserError, match=r"the steps of 50 epochs follow from the data; give --config\.steps"):
+        plan.run(
+            pretrain.get_config("size=base,data=files"),
+            slices.parse("v5e-8"),
+            attempts=False,
+            price=1.0,
+            as_json=False,
+        )
 
 
 def test_without_libtpu_the_command_that_installs_it_is_told(monkeypatch):
