@@ -191,6 +191,32 @@ class Checkpoints:
             self._checkpointer.close()
 
 
+def open_run(workdir: Path, wanted: str) -> tuple[Checkpoints, int]:
+    """The checkpoints of a run, to be read, and the step that is wanted.
+
+    Args:
+        wanted: "latest", "best" (of `best/`) or a number.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    folder = workdir / ("best" if wanted == "best" else "checkpoints")
+    if not folder.is_dir():
+        raise UserError(f"there is no checkpoint in {folder}; set --config.checkpoint to the workdir of a run")
+    checkpoints = Checkpoints(folder, writable=False)
+    if not checkpoints.steps:
+        raise UserError(f"there is no checkpoint in {folder}; set --config.checkpoint to the workdir of a run")
+    if wanted in ("latest", "best"):
+        return checkpoints, checkpoints.steps[-1]
+    if not wanted.isdigit() or int(wanted) not in checkpoints.steps:
+        there = ", ".join(map(str, checkpoints.steps))
+        raise UserError(
+            f"there is no checkpoint of step {wanted} in {folder}; "
+            f"--config.checkpoint_step takes latest, best and {there}"
+        )
+    return checkpoints, int(wanted)
+
+
 def _error_of(act: Callable[[], None]) -> Exception | None:
     """What `act` raises."""
     try:

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from maskvlm_jax import checkpoint, processes, train_step, upgrade
 from maskvlm_jax import config as configs
-from maskvlm_jax import processes, train_step
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.sources import Mixture, Source
@@ -30,9 +30,19 @@ def check(config: ConfigDict) -> None:
     if config.checkpoint and not (Path(config.checkpoint) / "config.json").is_file():
         raise UserError(f"there is no workdir {config.checkpoint!r}; set --config.checkpoint to the folder of a run")
     if config.checkpoint:
-        _check_same_model(config, configs.read_json(Path(config.checkpoint) / "config.json")["model"])
+        _check_same_model(config, upgrade.read(Path(config.checkpoint) / "config.json")["model"])
+        checkpoint.open_run(Path(config.checkpoint), config.checkpoint_step)[0].close()
     if given := _given_tokenizer(config):
         _check_tokenizer(config, tokenizers.load(given))
+    check_objectives(config)
+
+
+def check_objectives(config: ConfigDict) -> None:
+    """Every objective is there, with the moving average that it may read.
+
+    Raises:
+        UserError: one is not.
+    """
     for label, objective in config.objectives.items():
         if objective.weight and objective_class(objective.name).reads_teacher and not config.optim.ema_decay:
             raise UserError(
@@ -71,18 +81,31 @@ def restore_or_init(config: ConfigDict, checkpoints: Checkpoints, built: Any) ->
 def _initial_params(config: ConfigDict, params: Any, abstract: Any) -> Any:
     """`params` with the model of the workdir `config.checkpoint`, and the heads of objectives that both train."""
     folder = Path(config.checkpoint)
-    trained = configs.read_json(folder / "config.json")["objectives"]
+    trained = upgrade.read(folder / "config.json")["objectives"]
+    own = configs.to_json(config)["objectives"]
     # An objective without parameters is not in the tree, and a tree without leaves cannot be asked for.
     heads = abstract.get("objectives", {})
-    shared = {label: heads[label] for label in heads if label in trained and trained[label]["weight"]}
+    shared = {label: head for label, head in heads.items() if _same_head(own[label], trained.get(label))}
+    for label in sorted(heads.keys() - shared.keys()):
+        print(f"objectives.{label} has no head of its kind in {folder}: it starts from new parameters")
     wanted = {"vlm": abstract["vlm"], **({"objectives": shared} if shared else {})}
-    checkpoints = Checkpoints(folder / "checkpoints", writable=False)
-    if not checkpoints.steps:
-        raise UserError(f"there is no checkpoint in {folder}; set --config.checkpoint to a workdir")
-    loaded = checkpoints.load_params(checkpoints.steps[-1], wanted, part=True)
+    checkpoints, step = checkpoint.open_run(folder, config.checkpoint_step)
+    loaded = checkpoints.load_params(step, wanted, part=True)
     checkpoints.close()
     merged = params.get("objectives", {}) | loaded.get("objectives", {})
     return {"vlm": loaded["vlm"], **({"objectives": merged} if merged else {})}
+
+
+# Arguments of objectives that say how a head is trained, not what its parameters are.
+_TRAINING_ARGUMENTS = ("weight", "negatives", "hardness", "ramp", "pool", "alpha", "queue", "other", "norm", "region")
+
+
+def _same_head(own: dict[str, Any], trained: dict[str, Any] | None) -> bool:
+    """Whether two objectives have one kind of head: the same label may stand for another class or other sizes."""
+    if trained is None or not trained["weight"]:
+        return False
+    kinds = ({key: value for key, value in x.items() if key not in _TRAINING_ARGUMENTS} for x in (own, trained))
+    return configs.flatten(next(kinds)) == configs.flatten(next(kinds))
 
 
 def tokenizer(config: ConfigDict, source: Source, workdir: Path) -> Tokenizer:
@@ -94,20 +117,20 @@ def tokenizer(config: ConfigDict, source: Source, workdir: Path) -> Tokenizer:
             tokenizers.load(given)
             tokenizers.copy(given, folder)
         else:
-            tokenizers.save(tokenizers.train_wordpiece(_captions(config, source), config.model.text.vocab_size), folder)
+            captions = training_captions(source, config.data.tokenizer_captions, config.data.get("limit", 0))
+            tokenizers.save(tokenizers.train_wordpiece(captions, config.model.text.vocab_size), folder)
     processes.barrier("tokenizer")
     tokenizer = tokenizers.load(folder)
     _check_tokenizer(config, tokenizer)
     return tokenizer
 
 
-def _captions(config: ConfigDict, source: Source) -> Iterator[str]:
-    """The training captions that a tokenizer is made of."""
-    most = config.data.tokenizer_captions
+def training_captions(source: Source, most: int, limit: int = 0) -> Iterator[str]:
+    """All captions of the first `most` pictures; `limit`: of those that are trained on, 0 = all."""
     if isinstance(source, Mixture):
         pictures = source.first(most)
     else:
-        pictures = range(min(len(source), config.data.limit or len(source), most))
+        pictures = range(min(len(source), limit or len(source), most))
     return (caption for i in pictures for caption in source.captions(i))
 
 

@@ -149,4 +149,4 @@ def test_a_run_may_start_from_another_run_s_parameters(finished_run, cli, tmp_pa
     workdir = tmp_path / "second"
     process = cli(PRETRAIN, f"--workdir={workdir}", f"--config.checkpoint={straight}", *toy_flags(steps=3))
     assert process.returncode == 0, process.stderr
-    assert result(workdir)["protocol"]["initialised_from"] == str(straight)
+    assert result(workdir)["protocol"]["initialised_from"] == f"{straight} latest"
