@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.models.layers import Block, Dtype, LayerNorm, dropout, token_init
+from maskvlm_jax.models.layers import TOKEN_STD, Block, Dtype, LayerNorm, dropout, token_init
+from maskvlm_jax.models.positions import waves
 from maskvlm_jax.models.stack import Stack, layer_keys
 
 
@@ -13,6 +14,8 @@ class TextEncoder(nnx.Module):
 
     Differs from the release of RoBERTa: positions count from 0 (its table starts at 2), and the constant embedding of
     the single token type, which it adds at every position, is left out.
+
+    With `init_std` 0 (training from scratch) the positions start from sines and cosines, see `models.positions`.
 
     Args:
         depth: blocks; with 0 the encoder is an embedding, for a single stream.
@@ -38,7 +41,10 @@ class TextEncoder(nnx.Module):
         mask_id: int = -1,
     ):
         self.embedding = nnx.Param(token_init()(rngs.params(), (vocab_size, width), jnp.float32))
-        self.position = nnx.Param(token_init()(rngs.params(), (1, max_length, width), jnp.float32))
+        position = token_init()(rngs.params(), (1, max_length, width), jnp.float32)
+        if init_std == 0:
+            position = jnp.asarray(TOKEN_STD * waves(max_length, width)[None])  # as large as the words' embeddings
+        self.position = nnx.Param(position)
         self.embedding_norm = LayerNorm(width, eps=1e-5, dtype=dtype)
         block = {
             "heads": heads,

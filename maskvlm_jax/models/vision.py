@@ -11,6 +11,7 @@ from flax import nnx
 from maskvlm_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from maskvlm_jax.models import primitives
 from maskvlm_jax.models.layers import Block, Dense, Dtype, LayerNorm, Positions, dropout, restore, take, token_init
+from maskvlm_jax.models.positions import grid_waves
 from maskvlm_jax.models.stack import Stack, layer_keys
 
 
@@ -35,15 +36,6 @@ def unpatchify(patch_BNF: jax.Array, patch: int) -> jax.Array:
     """Inverse of `patchify` for square images."""
     side = round(patch_BNF.shape[1] ** 0.5)
     return einops.rearrange(patch_BNF, "b (h w) (p q c) -> b (h p) (w q) c", h=side, p=patch, q=patch)
-
-
-def sincos_positions(side: int, width: int) -> np.ndarray:
-    """(side * side, width) sines and cosines of row and column at geometric wavelengths, as MAE (arXiv 2111.06377)."""
-    rates = 10_000.0 ** -np.linspace(0, 1, width // 4, endpoint=False)
-    angles = np.arange(side)[:, None] * rates
-    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # (side, width / 2)
-    row, column = np.repeat(waves, side, axis=0), np.tile(waves, (side, 1))
-    return np.concatenate([row, column], axis=1).astype(np.float32)
 
 
 class PatchEmbedding(Dense):
@@ -109,8 +101,7 @@ class ConvDecoder(nnx.Module):
 class ImageEncoder(nnx.Module):
     """Pre-norm ViT with learned positions (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
-    With `init_std` 0 (training from scratch, as MAE) the positions start from sines and cosines, of the size of the
-    pixel embeddings that they are added to.
+    With `init_std` 0 (training from scratch) the positions start from sines and cosines, see `models.positions`.
 
     Args:
         image_size, patch: pixels.
@@ -156,7 +147,8 @@ class ImageEncoder(nnx.Module):
         self.mask_token = nnx.Param(token_init()(rngs.params(), (1, 1, width), jnp.float32)) if own else None
         position = token_init()(rngs.params(), (1, class_token + patches, width), jnp.float32)
         if init_std == 0:
-            position = position.at[0, class_token:].set(sincos_positions(image_size // patch, width))
+            # Of the size of the pixel embeddings that they are added to.
+            position = position.at[0, class_token:].set(0.5**0.5 * grid_waves(image_size // patch, width))
         self.position = nnx.Param(position)
         block = {"heads": heads, "mlp_ratio": mlp_ratio, "norm": "pre", "eps": 1e-6, "dropout": dropout, **common}
         self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
