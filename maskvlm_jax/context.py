@@ -81,6 +81,7 @@ class Context:
         queue: features of earlier batches, see `maskvlm_jax.queue`; None where there is none.
         whole: the batch that this one is a part of; None where it is no part. What is said of the batch as a whole
             (embeddings, similarities, pair ids, means) is then of that one.
+        progress: share of the training that is done, 0 to 1; what is ramped reads it.
     """
 
     def __init__(
@@ -96,9 +97,10 @@ class Context:
         twins: Mapping[int, nnx.Module] | None = None,
         queue: Queue | None = None,
         whole: Whole | None = None,
+        progress: jax.Array | float = 1.0,
     ):
         self.vlm, self.batch, self.queue, self._teacher, self._twins = vlm, batch, queue, teacher, twins
-        self.whole = whole
+        self.whole, self.progress = whole, progress
         self._masked_patches, self._text_ratio = masked_patches, text_ratio
         self._views, self._key, self._cache = views, key, {}
 
@@ -157,7 +159,7 @@ class Context:
         """Cosine of every image (rows) with every caption (columns), over the temperature; float32 logits."""
         return self._once(
             "similarity",
-            lambda: (self.image_embedding_BE @ self.text_embedding_BE.T) / self.vlm.clamped_temperature(),
+            lambda: (self.image_embedding_BE @ self.text_embedding_BE.T) / self.vlm.current_temperature(),
         )
 
     @property
@@ -263,6 +265,12 @@ class Context:
         tokens_BL, valid_BL = (take_rows(self.whole.batch[name], rows, 0, shares) for name in ("tokens", "token_valid"))
         text_BLD = self.vlm.text_encoder(tokens_BL, valid_BL, self.key("other_texts"))
         return self.vlm.fusion.pair_text(self.vlm.fusion.text_side(text_BLD, valid_BL), self.key("start/other_texts"))
+
+    def ramp(self, start: float, stop: float) -> jax.Array | float:
+        """0 before the share `start` of the training, 1 from the share `stop` on, a line between; (0, 0): 1 always."""
+        if stop <= start:
+            return jnp.asarray(self.progress >= start, jnp.float32)
+        return jnp.clip((self.progress - start) / (stop - start), 0.0, 1.0)
 
     @property
     def teacher(self) -> "Context":

@@ -10,7 +10,9 @@ import optax
 from maskvlm_jax.errors import UserError
 
 NO_DECAY = r"(^|/)(bias|scale|class_token|mask_token|image_type|text_type|position|temperature)$"
-ENCODERS = r"^vlm/(image|text)_encoder/"
+# What may have been read in; the mask token never is.
+ENCODERS = r"^vlm/(image|text)_encoder/(?!mask_token$)"
+TEMPERATURE = r"^vlm/temperature$"
 
 
 def parameter_path(path: tuple) -> str:
@@ -26,7 +28,7 @@ def map_by_path(function: Callable[[str, Any], Any], params: Any) -> Any:
 def make_schedule(*, lr: float, warmup_steps: int, steps: int, final_ratio: float) -> optax.Schedule:
     """Linear warm-up from 0 to `lr`, then a cosine to `lr * final_ratio` at `steps`."""
     if warmup_steps >= steps:
-        raise UserError(f"optim.warmup_steps {warmup_steps} must be below steps {steps}")
+        raise UserError(f"optim.warmup_steps {warmup_steps} must be below steps {steps}; -1 takes a tenth of them")
     return optax.warmup_cosine_decay_schedule(0.0, lr, warmup_steps, steps, end_value=lr * final_ratio)
 
 
@@ -41,6 +43,7 @@ def make_optimizer(
     b1: float,
     b2: float,
     clip_norm: float,
+    temperature_rate: float = 1.0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW (Loshchilov and Hutter 2019) with two learning rates of one shape.
 
@@ -51,14 +54,18 @@ def make_optimizer(
         weight_decay: not for biases, norms, learned tokens, positions and the temperature.
         b1, b2: decay of the moments.
         clip_norm: gradients are scaled to at most this global norm.
+        temperature_rate: times `lr`, the rate of the temperature.
     Returns:
         the transformation and the schedule of `lr`.
     """
     schedule = make_schedule(lr=lr, warmup_steps=warmup_steps, steps=steps, final_ratio=final_ratio)
     ratio = encoder_lr / lr
 
-    def scale_encoders(updates, params):
-        return map_by_path(lambda path, u: u * ratio if re.search(ENCODERS, path) else u, updates)
+    def scale(updates, params):
+        rates = {ENCODERS: ratio, TEMPERATURE: temperature_rate}
+        return map_by_path(
+            lambda path, u: u * next((rate for group, rate in rates.items() if re.search(group, path)), 1.0), updates
+        )
 
     tx = optax.chain(
         optax.clip_by_global_norm(clip_norm),
@@ -66,7 +73,7 @@ def make_optimizer(
         optax.add_decayed_weights(
             weight_decay, mask=lambda params: map_by_path(lambda path, _: not re.search(NO_DECAY, path), params)
         ),
-        optax.stateless(scale_encoders),
+        optax.stateless(scale),
         optax.scale_by_learning_rate(schedule),
     )
     return tx, schedule

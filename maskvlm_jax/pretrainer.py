@@ -3,18 +3,22 @@
 import importlib
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskvlm_jax import objectives
 from maskvlm_jax.context import Context, Views, Whole
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives.base import Objective
 from maskvlm_jax.queue import Queue, make_queue, push
 
+OBJECTIVES = Path(objectives.__file__).parent
+NOT_OBJECTIVES = ("__init__", "base", "reduce")  # of the files there
 CLEAN: Views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
 
 
@@ -24,10 +28,16 @@ def objective_class(name: str) -> type[Objective]:
     Raises:
         UserError: there is no such file.
     """
+    path, found = f"maskvlm_jax.objectives.{name}", None
     try:
-        return importlib.import_module(f"maskvlm_jax.objectives.{name}").Objective
+        found = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        raise UserError(f"there is no objective {name!r}; see maskvlm_jax/objectives") from error
+        if error.name != path:  # something that the file itself imports
+            raise
+    if not hasattr(found, "Objective"):
+        names = ", ".join(sorted(file.stem for file in OBJECTIVES.glob("*.py") if file.stem not in NOT_OBJECTIVES))
+        raise UserError(f"there is no objective {name!r}; choose among {names}")
+    return found.Objective
 
 
 class Output(NamedTuple):
@@ -84,6 +94,10 @@ class Pretrainer(nnx.Module):
         ctx = self.context(batch)
         return ctx.image_embedding_BE, ctx.text_embedding_BE
 
+    def constrain(self) -> None:
+        """Puts parameters that have a range back into it."""
+        self.vlm.constrain()
+
     def __call__(
         self,
         batch: Mapping[str, jax.Array],
@@ -93,6 +107,7 @@ class Pretrainer(nnx.Module):
         queue: Queue | None = None,
         whole: Whole | None = None,
         teacher_whole: Whole | None = None,
+        progress: jax.Array | float = 1.0,
     ) -> Output:
         """One forward pass.
 
@@ -101,6 +116,7 @@ class Pretrainer(nnx.Module):
             queue: features of earlier batches; the next step's takes in this batch, but not a part of one.
             whole, teacher_whole: what the batch is a part of, as the model and its moving average embed it. The mean
                 over all parts of loss and gradients is then that of the whole batch, but for dropout.
+            progress: share of the training that is done, 0 to 1.
         """
         views = {
             modality: frozenset().union(*(objective.views[modality] for objective in self.objectives.values()))
@@ -115,6 +131,7 @@ class Pretrainer(nnx.Module):
             twins=teacher and {id(own): teacher.objectives[label] for label, own in self.objectives.items()},
             queue=queue,
             whole=whole,
+            progress=progress,
         )
         total, metrics = jnp.zeros((), jnp.float32), {}
         for label, weight in self.weights:

@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maskvlm_jax import config as configs
-from maskvlm_jax import evaluate, host, initial, metrics, optim, processes, sharding, train_step
+from maskvlm_jax import evaluate, files, host, initial, metrics, optim, processes, sharding, train_step
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import ledger, pipeline
@@ -43,12 +43,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     source = open_training_source(config.data.to_dict(), config.model.image.image_size)
     for split in (config.evaluation.during, config.evaluation.split):
         open_source(config.data.to_dict(), split, config.model.image.image_size)
-    pipeline.check_batch_size(source, config.batch_size, config.data.get("limit", 0))
+    examples = pipeline.check_batch_size(source, config.batch_size, config.data.get("limit", 0))
+    config = config.copy_and_resolve_references()
+    configs.resolve_steps(config, examples)
     _report(source)
     configs.claim_workdir(workdir, config)
     if _is_finished(workdir, config.steps):
         print("this run is finished; to score it anew use configs/evaluate.py")
-        evaluate.show(configs.read_json(workdir / "result.json"), workdir)
+        evaluate.show(files.read_json(workdir / "result.json"), workdir)
         return
     tokenizer = initial.tokenizer(config, source, workdir)
     with jax.set_mesh(mesh):
@@ -77,7 +79,7 @@ class Built(NamedTuple):
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Built:
     """Model, optimizer and jitted step of a config; nothing is allocated before `init` is called."""
     options = config.optim.to_dict()
-    accumulate, ema_decay = options.pop("accumulate"), options.pop("ema_decay")
+    accumulate, ema_decay, ema_ramp = (options.pop(name) for name in ("accumulate", "ema_decay", "ema_ramp"))
     tx, schedule = optim.make_optimizer(**options, steps=config.steps)
     arguments = configs.model_arguments(config)
     graphdef, init, shardings = train_step.init_state(
@@ -90,6 +92,8 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Built:
         seed=config.seed,
         accumulate=accumulate,
         ema_decay=ema_decay,
+        ema_ramp=ema_ramp,
+        steps=config.steps,
         shardings=shardings,
         mesh=mesh,
     )
@@ -215,7 +219,7 @@ def _finish(config, workdir: Path, evaluation, state: TrainState, writer, best, 
     result = evaluate.final_result(evaluation, config, params, folder=workdir, lineage=lineage, on_figure=on_figure)
     writer.write(config.steps, config.evaluation.split, result["metrics"])
     if told["broken"] and processes.is_main():
-        configs.write_json(workdir / "broken.json", told["broken"])
+        files.write_json(workdir / "broken.json", told["broken"])
         print(f"examples of the training data: {broken_report(told)}; all are in {workdir / 'broken.json'}")
     evaluate.show(result, workdir)
 
@@ -292,7 +296,7 @@ def _check_stream(config: ConfigDict, source: Source, told: Mapping[str, Any], s
 
 def _is_finished(workdir: Path, steps: int) -> bool:
     path = workdir / "result.json"
-    return path.exists() and configs.read_json(path)["protocol"]["step"] == steps
+    return path.exists() and files.read_json(path)["protocol"]["step"] == steps
 
 
 def _report(source: Source) -> None:

@@ -108,6 +108,8 @@ def make_train_step(
     seed: int,
     accumulate: int,
     ema_decay: float,
+    ema_ramp: bool = False,
+    steps: int = 0,
     shardings: TrainState,
     mesh: Mesh,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
@@ -119,16 +121,24 @@ def make_train_step(
         accumulate: the batch is cut into this many microbatches, one after the other in memory. Loss and gradients
             are those of the whole batch, see `accumulation`; only dropout draws differ.
         ema_decay: of the moving average of the parameters; 0 = off.
+        ema_ramp: the decay rises to `ema_decay`, see `ema_decay_at`.
+        steps: of the whole run, for what is ramped over it; 0 = nothing is.
     """
 
     def models(params: Params, state: TrainState) -> tuple[nnx.Module, nnx.Module | None]:
         teacher = nnx.merge(graphdef, jax.lax.stop_gradient(state.ema)) if state.ema else None
         return nnx.merge(graphdef, params), teacher
 
+    def constrained(params: Params) -> Params:
+        model = nnx.merge(graphdef, params)
+        model.constrain()
+        return split_model(model)[1]
+
     def gradients(state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array, **wholes: Whole | None):
         def loss_fn(params: Params):
             model, teacher = models(params, state)
-            loss, metrics, queue = model(batch, key, teacher=teacher, queue=state.queue, **wholes)
+            progress = state.step / steps if steps else 1.0
+            loss, metrics, queue = model(batch, key, teacher=teacher, queue=state.queue, progress=progress, **wholes)
             return loss, (metrics, queue)
 
         (_, (metrics, queue)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -146,14 +156,23 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, metrics, queue = (gradients if accumulate == 1 else accumulated)(state, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = optax.incremental_update(params, state.ema, 1.0 - ema_decay) if ema_decay else state.ema
+        params = constrained(optax.apply_updates(state.params, updates))
+        decay = ema_decay_at(state.step, ema_decay) if ema_ramp else ema_decay
+        ema = optax.incremental_update(params, state.ema, 1.0 - decay) if ema_decay else state.ema
         if stop_B is not None:
             metrics |= {"stop": jnp.max(stop_B)}
         metrics |= {"grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
         return TrainState(state.step + 1, params, opt_state, ema, queue), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+
+
+def ema_decay_at(step: jax.Array, decay: float) -> jax.Array:
+    """min(decay, (1 + t) / (10 + t)) after step t: the average spans the last tenth of a young run, not its start.
+
+    A teacher that is an average of random parameters teaches nothing; TensorFlow's ExponentialMovingAverage does so.
+    """
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
 def compile_ahead(step: Any, state: Any, batch: Any, mesh: Mesh) -> Callable[[], None]:

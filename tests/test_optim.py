@@ -15,16 +15,18 @@ from maskvlm_jax.pretrainer import Output
 from maskvlm_jax.train_step import init_state, make_train_step, split_model
 from tests.reference import numpy_optim, toy
 
+TEMPERATURE_RATE = 5.0
 SCHEDULE = {"lr": 1e-2, "warmup_steps": 2, "steps": 10, "final_ratio": 0.1}
 OPTIONS = {**SCHEDULE, "encoder_lr": 1e-3, "weight_decay": 0.05, "b1": 0.9, "b2": 0.98, "clip_norm": 1.0}
+OPTIONS["temperature_rate"] = TEMPERATURE_RATE
 
-# path -> (decays, in an encoder)
+# path -> (decays, in an encoder, where what was read in has its own rate; a mask token is always new)
 PATHS = {
     "vlm/image_encoder/patch_embedding/kernel": (True, True),
     "vlm/image_encoder/blocks/block/attention/query/kernel": (True, True),
     "vlm/image_encoder/blocks/block/norm1/scale": (False, True),
     "vlm/image_encoder/class_token": (False, True),
-    "vlm/image_encoder/mask_token": (False, True),
+    "vlm/image_encoder/mask_token": (False, False),
     "vlm/image_encoder/position": (False, True),
     "vlm/text_encoder/embedding": (True, True),
     "vlm/text_encoder/embedding_norm/bias": (False, True),
@@ -35,6 +37,11 @@ PATHS = {
     "objectives/masked_image/decoder/blocks/block/feed_forward/up/kernel": (True, False),
     "objectives/masked_text/to_words/bias": (False, False),
 }
+
+
+def rate_of(path: str) -> float:
+    """The rate of a path over that of the heads."""
+    return 0.1 if PATHS[path][1] else TEMPERATURE_RATE if path.endswith("temperature") else 1.0
 
 
 def random_tree(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
@@ -52,7 +59,7 @@ def test_three_steps_are_those_of_the_naive_adamw(scale):
     oracle = numpy_optim.AdamW(
         start,
         decay={path: 0.05 * decays for path, (decays, _) in PATHS.items()},
-        ratio={path: 0.1 if encoder else 1.0 for path, (_, encoder) in PATHS.items()},
+        ratio={path: rate_of(path) for path in PATHS},
         b1=0.9,
         b2=0.98,
     )
@@ -90,13 +97,13 @@ def test_every_parameter_of_the_model_decays_or_is_one_of_those_that_must_not():
         assert np.any(value) != path.endswith(kept), path
 
 
-def test_encoders_move_by_their_own_rate_and_everything_else_by_the_other():
+def test_encoders_and_the_temperature_move_by_their_own_rates_and_everything_else_by_the_other():
     tx, _ = make_optimizer(**OPTIONS | {"warmup_steps": 0, "weight_decay": 0.0})
     params = toy.nested(random_tree(0))
     ones = jax.tree.map(jnp.ones_like, params)
     updates = toy.by_path(tx.update(ones, tx.init(params), params)[0])
-    for path, (_, encoder) in PATHS.items():
-        np.testing.assert_allclose(updates[path], -1e-3 if encoder else -1e-2, rtol=1e-5, err_msg=path)
+    for path in PATHS:
+        np.testing.assert_allclose(updates[path], -1e-2 * rate_of(path), rtol=1e-5, err_msg=path)
 
 
 @pytest.mark.parametrize("step", range(12))
@@ -125,20 +132,24 @@ class OneNumber(nnx.Module):
     def make_queue(self):
         return None
 
+    def constrain(self):
+        self.vlm.temperature[...] = jnp.clip(self.vlm.temperature[...], 0.0, 10.0)
+
     def embeddings(self, batch):
         return None, None
 
-    def __call__(self, batch, key, *, teacher, queue, whole=None, teacher_whole=None):
+    def __call__(self, batch, key, *, teacher, queue, progress, whole=None, teacher_whole=None):
         loss = jnp.mean(batch["x"]) * self.vlm.temperature[...]
         return Output(loss, {"loss": loss}, queue)
 
 
-def train(accumulate: int, ema_decay: float):
+def train(accumulate: int, ema_decay: float, **options):
     """The states of a toy run of three steps, first the initial one, and the last step's metrics."""
     mesh = sharding.make_mesh(data=1, fsdp=1, model=1, devices=jax.devices()[:1])
     tx, schedule = make_optimizer(**OPTIONS)
     graphdef, init, shardings = init_state(OneNumber, tx, ema=bool(ema_decay), mesh=mesh)
     make = partial(make_train_step, seed=0, accumulate=accumulate, ema_decay=ema_decay, shardings=shardings, mesh=mesh)
+    make = partial(make, **options)
     step, state = make(graphdef, tx, schedule), init()
     states = [jax.device_get(state)]
     for t in range(3):
@@ -156,15 +167,24 @@ def test_the_moving_average_follows_the_parameters():
     assert float(states[-1].params["vlm"]["temperature"]) != 2.0
 
 
+def test_a_ramped_moving_average_starts_at_the_parameters_and_ends_at_its_decay():
+    states, _ = train(accumulate=1, ema_decay=0.2, ema_ramp=True)
+    average = 2.0
+    for step, state in enumerate(states[1:]):
+        decay = min(0.2, (1 + step) / (10 + step))  # 1 / 10, 2 / 11, 0.2
+        average = decay * average + (1 - decay) * float(state.params["vlm"]["temperature"])
+        np.testing.assert_allclose(state.ema["vlm"]["temperature"], average, rtol=1e-6)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_step_counts_itself_moves_the_parameters_and_reports_its_gradient_and_rate(accumulate):
     states, metrics = train(accumulate, ema_decay=0.0)
-    oracle = numpy_optim.AdamW({"t": np.array(2.0)}, decay={"t": 0.0}, ratio={"t": 1.0}, b1=0.9, b2=0.98)
+    oracle = numpy_optim.AdamW({"t": np.array(2.0)}, decay={"t": 0.0}, ratio={"t": TEMPERATURE_RATE}, b1=0.9, b2=0.98)
     for t in range(3):
         lr = numpy_optim.learning_rate(t, **SCHEDULE)
         oracle.step(numpy_optim.clipped({"t": np.array(t + 1.0)}, 1.0), lr)
     assert [int(state.step) for state in states] == [0, 1, 2, 3]
     assert states[-1].ema == {}
-    np.testing.assert_allclose(states[-1].params["vlm"]["temperature"], oracle.params["t"], rtol=1e-6)
+    np.testing.assert_allclose(states[-1].params["vlm"]["temperature"], oracle.params["t"], rtol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"], 3.0, rtol=1e-6)
     np.testing.assert_allclose(metrics["lr"], numpy_optim.learning_rate(2, **SCHEDULE), rtol=1e-6)

@@ -7,7 +7,7 @@ from flax import nnx
 
 from configs import ablations, finetune_retrieval, pretrain, recipes
 from maskvlm_jax import config as configs
-from maskvlm_jax import sharding, train, train_step
+from maskvlm_jax import files, initial, pretrainer, sharding, train, train_step
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.batch import HOST_KEYS
@@ -85,7 +85,7 @@ def test_every_recipe_is_consistent_pre_trained_and_fine_tuned(structure):
         assert set(model.objectives) == set(config.objectives)
 
 
-@pytest.mark.parametrize("table", ["losses", "masking", "ratios", "data", "recipes"])
+@pytest.mark.parametrize("table", ablations.TABLES)
 def test_every_grid_has_rows_that_can_be_told_apart(table):
     config = ablations.get_config(f"table={table}")
     names = [name for name, _, _ in config.rows]
@@ -123,7 +123,7 @@ def test_what_does_not_fit_together_is_refused(recipe, values, message, tmp_path
 
 def test_a_model_of_another_kind_is_not_started_from(tmp_path):
     trained = configs.to_json(pretrain.get_config("recipe=maskvlm"))
-    configs.write_json(tmp_path / "config.json", trained)
+    files.write_json(tmp_path / "config.json", trained)
     for recipe, values, told in (
         ("albef", {}, "model.fusion.streams"),
         ("maskvlm", {"model__fusion__heads": 2}, "model.fusion.heads"),
@@ -131,6 +131,36 @@ def test_a_model_of_another_kind_is_not_started_from(tmp_path):
         config = toy_config(f"recipe={recipe}", **values, checkpoint=str(tmp_path))
         with pytest.raises(UserError, match=told):
             train.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "shared"),
+    [
+        ({}, True),
+        ({"weight": 0.1}, True),
+        ({"hardness": 0.5, "ramp": (0.1, 0.2), "negatives": "random", "pool": "local"}, True),
+        ({"name": "another"}, False),
+        ({"decoder": {"depth": 2}}, False),
+    ],
+)
+def test_a_head_is_taken_over_where_label_name_and_sizes_are_the_same(changes, shared):
+    trained = {"name": "matching", "weight": 1.0, "hardness": 1.0, "ramp": [0.0, 0.0], "pool": "global"}
+    assert initial._same_head(trained | changes, trained) is shared
+    assert initial._same_head(trained, None) is False
+    assert initial._same_head(trained, trained | {"weight": 0.0}) is False
+
+
+def test_a_missing_import_inside_an_objective_is_not_taken_for_a_missing_objective(monkeypatch):
+    def without_torch(name):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    with pytest.raises(UserError, match=r"there is no objective 'mim'; choose among contrastive, .*matching"):
+        pretrainer.objective_class("mim")
+    with pytest.raises(UserError, match="there is no objective 'reduce'"):
+        pretrainer.objective_class("reduce")
+    monkeypatch.setattr(pretrainer.importlib, "import_module", without_torch)
+    with pytest.raises(ModuleNotFoundError, match="torch"):
+        pretrainer.objective_class("matching")
 
 
 def test_fine_tuning_without_a_model_is_refused(tmp_path):

@@ -47,7 +47,7 @@ def host_batches(config, count: int) -> list[dict[str, np.ndarray]]:
 def build(config, mesh):
     """graphdef, initial state and step of a config on a mesh."""
     options = config.optim.to_dict()
-    accumulate, ema_decay = options.pop("accumulate"), options.pop("ema_decay")
+    accumulate, ema_decay, ema_ramp = (options.pop(name) for name in ("accumulate", "ema_decay", "ema_ramp"))
     tx, schedule = optim.make_optimizer(**options, steps=config.steps)
     arguments = configs.model_arguments(config)
     graphdef, init, shardings = train_step.init_state(
@@ -60,6 +60,8 @@ def build(config, mesh):
         seed=0,
         accumulate=accumulate,
         ema_decay=ema_decay,
+        ema_ramp=ema_ramp,
+        steps=config.steps,
         shardings=shardings,
         mesh=mesh,
     )
@@ -282,7 +284,7 @@ def test_both_modalities_can_be_masked_at_once():
 
 
 def test_the_moving_average_follows_the_parameters():
-    config, mesh = only("contrastive", optim__ema_decay=0.9), one_device()
+    config, mesh = only("contrastive", optim__ema_decay=0.9, optim__ema_ramp=False), one_device()
     with jax.set_mesh(mesh):
         _, state, step = build(config, mesh)
         before = jax.device_get(state.params)

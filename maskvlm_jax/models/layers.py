@@ -12,14 +12,19 @@ from maskvlm_jax.models import primitives
 Dtype = jnp.dtype | str
 
 
-def kernel_init(std: float) -> Callable:
-    """Truncated normal of standard deviation `std`, as ViT and BERT; 0 asks for Xavier uniform, as MAE."""
+def kernel_init(std: float | None) -> Callable:
+    """Truncated normal of standard deviation `std`, as ViT and BERT; 0: Xavier uniform, as MAE; None: zeros."""
+    if std is None:
+        return nnx.initializers.zeros_init()
     return nnx.initializers.truncated_normal(std) if std else nnx.initializers.xavier_uniform()
 
 
+TOKEN_STD = 0.02
+
+
 def token_init() -> Callable:
-    """Initialiser of learned tokens, embeddings and positions: truncated normal, 0.02."""
-    return nnx.initializers.truncated_normal(0.02)
+    """Initialiser of learned tokens, embeddings and positions: truncated normal."""
+    return nnx.initializers.truncated_normal(TOKEN_STD)
 
 
 class Dense(nnx.Module):
@@ -29,7 +34,9 @@ class Dense(nnx.Module):
     of the speed of the rank-2 one; on TPU and GPU the reshape costs nothing.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, init_std: float = 0.02, dtype: Dtype = "float32", rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, *, init_std: float | None = 0.02, dtype: Dtype = "float32", rngs: nnx.Rngs
+    ):
         self.kernel = nnx.Param(kernel_init(init_std)(rngs.params(), (inputs, outputs), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
         self.dtype = dtype

@@ -1,5 +1,7 @@
 """The vision-language model: two encoders, their fusion, and a shared embedding."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,7 +24,9 @@ class VLM(nnx.Module):
         fusion: arguments of a fusion, and its `kind`: "cross" (MaskVLM, ALBEF), "joint" (MAMO, MLIM), "autoencoder"
             (M3AE) or "none".
         embed: width E of the contrastive space; 0 = there is none.
-        temperature: initial temperature of the similarity; learned, clamped to `TEMPERATURE_RANGE` as ALBEF.
+        temperature: initial temperature of the similarity; learned, kept in `TEMPERATURE_RANGE` as ALBEF.
+        temperature_scale: what is learned, the temperature's logarithm ("log", as CLIP) or itself ("linear", as
+            ALBEF).
         shared_mask: hidden image positions enter as the word embedding of the mask token (MLIM), not as a token of
             their own.
         shared: arguments that every block takes: init_std, remat, unroll, dtype.
@@ -36,6 +40,7 @@ class VLM(nnx.Module):
         fusion: dict,
         embed: int,
         temperature: float,
+        temperature_scale: str = "log",
         shared_mask: bool = False,
         shared: dict,
         rngs: nnx.Rngs,
@@ -48,8 +53,10 @@ class VLM(nnx.Module):
         head = {"init_std": shared["init_std"], "rngs": rngs}
         self.image_projection = Dense(image["width"], embed, **head) if embed else None
         self.text_projection = Dense(text["width"], embed, **head) if embed else None
+        self.log_scale = temperature_scale == "log"
+        start = math.log(temperature) if self.log_scale else temperature
         # A strong float32: a weak-typed scalar would compile the step twice.
-        self.temperature = nnx.Param(jnp.asarray(temperature, jnp.float32)) if embed else None
+        self.temperature = nnx.Param(jnp.asarray(start, jnp.float32)) if embed else None
         self.embed, self.shared_mask = embed, shared_mask
 
     def encode_image(self, image_BYXC: jax.Array, masked_BN: jax.Array | None = None, *args) -> jax.Array:
@@ -65,8 +72,17 @@ class VLM(nnx.Module):
         """text_BE: the start token in the contrastive space, unit length, float32."""
         return normalize(self.text_projection(text_BLD[:, 0].astype(jnp.float32)))
 
-    def clamped_temperature(self) -> jax.Array:
-        return jnp.clip(self.temperature[...], *TEMPERATURE_RANGE)
+    def current_temperature(self) -> jax.Array:
+        """τ of the similarity, a scalar in `TEMPERATURE_RANGE`."""
+        # Clipped on the linear scale alone, for runs begun when nothing kept the parameter itself in its range.
+        value = self.temperature[...]
+        return jnp.exp(value) if self.log_scale else jnp.clip(value, *TEMPERATURE_RANGE)
+
+    def constrain(self) -> None:
+        """Puts the temperature back into its range after an update: outside of it, it would have no gradient."""
+        if self.temperature is not None:
+            ends = tuple(map(math.log, TEMPERATURE_RANGE)) if self.log_scale else TEMPERATURE_RANGE
+            self.temperature[...] = jnp.clip(self.temperature[...], *ends)
 
 
 def normalize(x: jax.Array) -> jax.Array:

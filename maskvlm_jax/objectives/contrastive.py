@@ -43,4 +43,4 @@ class Objective(base.Objective):
         best_other_B = jnp.take_along_axis(similarity_BB, best_B[:, None], axis=1)[:, 0]
         accuracy = jnp.mean(jnp.diagonal(similarity_BB) > best_other_B)
         loss_B = contrastive_loss(similarity_BB, ctx.same_pair_BB)
-        return loss_B, {"accuracy": accuracy, "temperature": ctx.vlm.clamped_temperature()}
+        return loss_B, {"accuracy": accuracy, "temperature": ctx.vlm.current_temperature()}

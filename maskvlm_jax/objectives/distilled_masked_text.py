@@ -30,14 +30,15 @@ class Objective(masked_text.Objective):
     Args:
         vlm: the model.
         alpha: weight of the moving average's prediction. 0.4 in the paper.
+        ramp: shares of the training between which that weight rises from 0 to `alpha`; (0, 0): it is constant.
         arguments: of `masked_text.Objective`.
     """
 
     reads_teacher = True
 
-    def __init__(self, vlm: VLM, *, alpha: float, rngs: nnx.Rngs, **arguments):
+    def __init__(self, vlm: VLM, *, alpha: float, ramp: tuple[float, float] = (0.0, 0.0), rngs: nnx.Rngs, **arguments):
         super().__init__(vlm, rngs=rngs, **arguments)
-        self.alpha = alpha
+        self.alpha, self.ramp = alpha, tuple(ramp)
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         logits_BMV, positions = self.predict(ctx)
@@ -45,4 +46,5 @@ class Objective(masked_text.Objective):
         teacher_BMV, _ = ctx.twin(self).predict(ctx.teacher)
         per_example, target_BMV = ctx.per_example("text_masked"), jax.lax.stop_gradient(teacher_BMV)
         distilled_B = distillation_loss(logits_BMV, target_BMV, positions.valid_BM, per_example)
-        return (1.0 - self.alpha) * loss_B + self.alpha * distilled_B, metrics
+        alpha = self.alpha * ctx.ramp(*self.ramp)
+        return (1.0 - alpha) * loss_B + alpha * distilled_B, metrics

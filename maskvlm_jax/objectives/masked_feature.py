@@ -1,10 +1,11 @@
 """Masked patches predicted as momentum visual features: the MIM of MAMO (Zhao et al. 2023, arXiv 2210.04183).
 
-    ℓ = 1/|M| · Σ_{M} ‖ n(d(h_im(I_m, T))) − sg n(v̂(I)) ‖₁
+    ℓ = 1/|M| · Σ_{M} ‖ n(d(h_im(I_m, T))) − sg n(v̂(I)) ‖₁ / √D
 
 h_im: fused patches of the masked picture with its caption; v̂: the image encoder of the moving average on the whole
-picture; n: unit length; d: a head of two dense layers (the paper finds its depth to matter little). ‖·‖₁ is a sum over
-the width (the paper's normaliser is not known).
+picture; n: unit length; d: a head of two dense layers (the paper finds its depth to matter little). The paper's
+normaliser of ‖·‖₁ is not known; with √D the loss is alike at every width: unrelated unit vectors are 2/√π = 1.13
+apart, where the plain sum is 12.8 at D = 128 and 31.3 at 768, far above the other losses.
 """
 
 import jax
@@ -21,8 +22,9 @@ from maskvlm_jax.objectives.reduce import batch_mean_terms
 def masked_feature_loss(
     pred_BMD: jax.Array, target_BMD: jax.Array, valid_BM: jax.Array, per_example: jax.Array | None = None
 ) -> jax.Array:
-    """loss_B: distance ‖·‖₁ of vectors of unit length, averaged over every masked patch of the batch."""
-    return batch_mean_terms(jnp.sum(jnp.abs(pred_BMD - target_BMD), axis=-1), valid_BM, per_example)
+    """loss_B: ‖·‖₁ / √D between vectors of unit length, averaged over every masked patch of the batch."""
+    distance_BM = jnp.sum(jnp.abs(pred_BMD - target_BMD), axis=-1) / pred_BMD.shape[-1] ** 0.5
+    return batch_mean_terms(distance_BM, valid_BM, per_example)
 
 
 class Objective(base.Objective):

@@ -3,9 +3,14 @@
     ℓ = H( y, softmax FC( z_im^cross ∘ z_txt^cross ) )
 
 over 3 pairs an example: the pair itself, a hard negative picture with its caption, its picture with a hard negative
-caption. Negatives are drawn from softmax(similarity), as ALBEF (Li et al. 2021, arXiv 2107.07651), by Gumbel-max on
-logits instead of a probability vector, which can underflow to all zeros. Pictures and captions enter unmasked (the
-equation is in (I, T)).
+caption. Negatives are drawn from softmax(h · similarity), by Gumbel-max on logits instead of a probability vector,
+which can underflow to all zeros. Hardness h = 1 is ALBEF's rule (Li et al. 2021, arXiv 2107.07651) and the paper's,
+h = 0 draws uniformly. Pictures and captions enter unmasked (the equation is in (I, T)).
+
+This is noise-contrastive estimation (Gutmann and Hyvärinen 2010) with the contrastive model as the noise: the best
+log-odds of a pair are log p(T | I) − h · similarity + c. So a head that knows just what the contrastive loss knows
+stays, at h = 1, near the loss of a constant answer, H(1/3) = 0.637, and what it knows is added to the similarity, not
+put in its place: see the score formulas of `evaluators.retrieval`.
 """
 
 import jax
@@ -25,6 +30,9 @@ def sample_hard_negatives(
     key: jax.Array, similarity_BB: jax.Array, same_pair_BB: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """One negative column a row, drawn from softmax(similarity) over the columns that are not the same pair.
+
+    Args:
+        similarity_BB: logits; scaled by the hardness.
 
     Returns:
         negative_B: int32 column of each row; found_B: False where the row has no candidate.
@@ -50,18 +58,40 @@ class Objective(base.Objective):
         vlm: the model.
         shared: block arguments shared with the model.
         negatives: "hard", drawn by similarity in the contrastive space, or "random", for a model that has none.
+        hardness: h above. More than 0 needs negatives="hard".
+        ramp: shares of the training between which the hardness rises from 0 to `hardness`; (0, 0): it is constant.
         pool: "global", they are drawn from the whole batch, whichever devices hold it; "local", from the examples on
             the same device, as ALBEF does: no token sequence travels, and the draw depends on the number of devices.
     """
 
-    def __init__(self, vlm: VLM, *, shared: dict, negatives: str = "hard", pool: str = "global", rngs: nnx.Rngs):
-        self.to_match = Dense(vlm.text_encoder.width, 2, init_std=shared["init_std"], rngs=rngs)
-        self.negatives, self.pool = negatives, pool
+    def __init__(
+        self,
+        vlm: VLM,
+        *,
+        shared: dict,
+        negatives: str = "hard",
+        hardness: float = 1.0,
+        ramp: tuple[float, float] = (0.0, 0.0),
+        pool: str = "global",
+        rngs: nnx.Rngs,
+    ):
+        # Zeros: a head that has learned nothing says nothing, and the sum of the two logits, which no gradient
+        # reaches, stays 0.
+        self.to_match = Dense(vlm.text_encoder.width, 2, init_std=None, rngs=rngs)
+        self.negatives, self.hardness, self.ramp, self.pool = negatives, hardness, tuple(ramp), pool
         self.views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
 
     def classify(self, pair_PD: jax.Array) -> jax.Array:
         """logits_P2 (unmatched, matched) from the fused vector of a pair."""
         return self.to_match(pair_PD)
+
+    def log_odds(self, pair_PD: jax.Array) -> jax.Array:
+        """score_P, log p(matched) / p(unmatched) from the fused vector of a pair.
+
+        Either logit alone is no score: the cross entropy trains their difference, never their sum.
+        """
+        logits_P2 = self.classify(pair_PD).astype(jnp.float32)
+        return logits_P2[:, 1] - logits_P2[:, 0]
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         image_key, text_key = jax.random.split(key)
@@ -70,7 +100,11 @@ class Objective(base.Objective):
             shares = sharding.batch_shares()
             share_B = jnp.arange(len(same_pair_BB)) // (len(same_pair_BB) // shares)
             same_pair_BB |= share_B[:, None] != share_B[None, :]  # nor a negative of each other
-        similarity_BB = jnp.zeros(same_pair_BB.shape) if self.negatives == "random" else ctx.similarity_BB
+        if self.negatives == "random":
+            similarity_BB, hardness = jnp.zeros(same_pair_BB.shape), 0.0
+        else:
+            hardness = self.hardness * ctx.ramp(*self.ramp)
+            similarity_BB = hardness * ctx.similarity_BB
         text_of_image_B, image_found_B = sample_hard_negatives(text_key, similarity_BB, same_pair_BB)
         image_of_text_B, text_found_B = sample_hard_negatives(image_key, similarity_BB.T, same_pair_BB.T)
         own, found_BG = ctx.own_rows, jnp.stack([text_found_B, image_found_B], axis=1)
@@ -81,6 +115,12 @@ class Objective(base.Objective):
         pair_PD = ctx.fuse_with_negatives(image_of_text_B[own], text_of_image_B[own], shares)
         logits_BG2 = self.classify(pair_PD).reshape(-1, 3, 2)
         matched_BG = jnp.broadcast_to(jnp.array([True, False, False]), logits_BG2.shape[:2])
-        correct_BG = jnp.argmax(logits_BG2, axis=-1) == matched_BG
-        accuracy = masked_mean(correct_BG.astype(jnp.float32), valid_BG)
-        return matching_loss(logits_BG2, matched_BG, valid_BG, per_example), {"accuracy": accuracy}
+        # Two thirds of the pairs are unmatched: a constant answer has accuracy 2/3, and 0 and 1 by class.
+        correct_BG = ((logits_BG2[..., 1] > logits_BG2[..., 0]) == matched_BG).astype(jnp.float32)
+        metrics = {
+            "accuracy": masked_mean(correct_BG, valid_BG),
+            "accuracy_matched": masked_mean(correct_BG, valid_BG & matched_BG),
+            "accuracy_unmatched": masked_mean(correct_BG, valid_BG & ~matched_BG),
+            "hardness": jnp.asarray(hardness, jnp.float32),
+        }
+        return matching_loss(logits_BG2, matched_BG, valid_BG, per_example), metrics

@@ -3,8 +3,8 @@
     s_n = z_im · ẑ_txt^n / τ,   ŝ_n = ẑ_im · ẑ_txt^n / τ      over the batch and the queue, ẑ of the moving average
     ℓ   = ½ H( α softmax(ŝ) + (1 − α) y , softmax(s) )  + ½ the same from caption to picture
 
-Differs from the release: pairs with the same picture or caption are no negatives of each other, the queue starts empty
-rather than random, and α is constant (the release raises it from 0 over the first epoch).
+The release raises α from 0 over the first epoch, here `ramp`. Differs from it: pairs with the same picture or caption
+are no negatives of each other, and the queue starts empty rather than random.
 """
 
 import jax
@@ -16,7 +16,7 @@ from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives import base
 
 
-def distilled_cross_entropy(logits_BG: jax.Array, teacher_BG: jax.Array, alpha: float) -> jax.Array:
+def distilled_cross_entropy(logits_BG: jax.Array, teacher_BG: jax.Array, alpha: jax.Array | float) -> jax.Array:
     """loss_B: H(α softmax(teacher) + (1 − α) y, softmax(logits)), y the own column; a column of −inf does not count."""
     log_BG = jax.nn.log_softmax(logits_BG)
     own_BG = jnp.eye(*logits_BG.shape)
@@ -31,16 +31,27 @@ class Objective(base.Objective):
         vlm: the model.
         queue: pairs that are kept; 0 = none. 65,536 in the paper.
         alpha: weight of the moving average's soft targets; 0 = the pair alone. 0.4 in the paper.
+        ramp: shares of the training between which that weight rises from 0 to `alpha`; (0, 0): it is constant.
     """
 
     reads_teacher = True
 
-    def __init__(self, vlm: VLM, *, shared: dict, queue: int, alpha: float, rngs: nnx.Rngs):
-        self.queue, self.alpha = queue, alpha
+    def __init__(
+        self,
+        vlm: VLM,
+        *,
+        shared: dict,
+        queue: int,
+        alpha: float,
+        ramp: tuple[float, float] = (0.0, 0.0),
+        rngs: nnx.Rngs,
+    ):
+        self.queue, self.alpha, self.ramp = queue, alpha, tuple(ramp)
         self.views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        teacher, temperature = ctx.teacher, ctx.vlm.clamped_temperature()
+        teacher, temperature = ctx.teacher, ctx.vlm.current_temperature()
+        alpha = self.alpha * ctx.ramp(*self.ramp)
         images_GE, texts_GE = teacher.image_embedding_BE, teacher.text_embedding_BE
         excluded_BG = ctx.same_pair_BB & ~jnp.eye(len(images_GE), dtype=bool)
         if ctx.queue is not None:
@@ -53,7 +64,7 @@ class Objective(base.Objective):
             logits_BG, teacher_BG = (
                 jnp.where(excluded_BG, -jnp.inf, x @ others_GE.T / temperature) for x in (own_BE, teacher_BE)
             )
-            return distilled_cross_entropy(logits_BG, jax.lax.stop_gradient(teacher_BG), self.alpha), logits_BG
+            return distilled_cross_entropy(logits_BG, jax.lax.stop_gradient(teacher_BG), alpha), logits_BG
 
         to_text_B, logits_BG = direction(ctx.image_embedding_BE, teacher.image_embedding_BE, texts_GE)
         to_image_B, _ = direction(ctx.text_embedding_BE, teacher.text_embedding_BE, images_GE)

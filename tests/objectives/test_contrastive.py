@@ -4,9 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from maskvlm_jax import config as configs
 from maskvlm_jax.context import Context
+from maskvlm_jax.models.vlm import TEMPERATURE_RANGE, VLM
 from maskvlm_jax.objectives.contrastive import contrastive_loss
+from maskvlm_jax.train_step import split_model
+from tests.conftest import toy_config
 from tests.reference import numpy_losses, toy
 
 PAIRS = {
@@ -64,6 +69,31 @@ def test_entries_of_the_same_pair_get_no_gradient():
     assert np.all(grad[same & ~own] == 0.0)
     assert np.all(grad[~same] > 0.0)
     assert np.all(grad[own] < 0.0)
+
+
+def vlm_with(vlm: VLM, temperature: jax.Array) -> VLM:
+    graphdef, params = split_model(vlm)
+    return nnx.merge(graphdef, params | {"temperature": temperature})
+
+
+@pytest.mark.parametrize("scale", ["log", "linear"])
+@pytest.mark.parametrize("end", [0, 1])
+def test_a_temperature_that_left_its_range_is_put_back_and_keeps_its_gradient(scale, end):
+    vlm = toy.pretrainer(more={"temperature_scale": scale}).vlm
+    beyond = TEMPERATURE_RANGE[end] * (0.5, 2.0)[end]
+    vlm.temperature[...] = jnp.float32(np.log(beyond) if scale == "log" else beyond)
+    vlm.constrain()
+    np.testing.assert_allclose(vlm.current_temperature(), TEMPERATURE_RANGE[end], rtol=1e-5)
+
+    grad = jax.grad(lambda temperature: 1.0 / vlm_with(vlm, temperature).current_temperature())(vlm.temperature[...])
+    assert np.abs(grad) > 0
+
+
+@pytest.mark.parametrize("scale", ["log", "linear"])
+def test_the_temperature_starts_where_the_config_says(scale):
+    arguments = configs.model_arguments(toy_config(model__temperature_scale=scale))["model"]
+    start = jax.jit(lambda: VLM(**arguments, rngs=nnx.Rngs(0)).current_temperature())
+    np.testing.assert_allclose(start(), 0.07, rtol=1e-5)
 
 
 def test_similarity_is_the_cosine_over_the_temperature():

@@ -21,7 +21,7 @@ VALID = {
 }
 LOSSES = {
     "reconstruction": (reconstruction_loss, numpy_losses.reconstruction),
-    "masked_feature": (masked_feature_loss, lambda *x: numpy_losses.vector_distance(*x, power=1)),
+    "masked_feature": (masked_feature_loss, lambda *x: numpy_losses.vector_distance(*x, power=1) / 12**0.5),
     "masked_representation": (masked_representation_loss, lambda *x: numpy_losses.vector_distance(*x, power=2)),
     "distillation": (distillation_loss, numpy_losses.soft_cross_entropy),
 }
@@ -40,6 +40,15 @@ def test_mean_loss_is_the_naive_mean_over_what_counts(name, mask):
     loss_B = loss(pred, target, VALID[mask])
     assert loss_B.shape == VALID[mask].shape[:1]
     np.testing.assert_allclose(jnp.mean(loss_B), oracle(pred, target, VALID[mask]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [128, 768])
+def test_unrelated_features_are_as_far_apart_at_every_width(width):
+    # sum |x| / sqrt(D) of a difference of unit vectors, whose entries are normal with variance 2 / D: 2 / sqrt(pi).
+    vectors = np.random.default_rng(0).normal(size=(2, 20, 10, width))
+    pred, target = numpy_losses.unit(vectors).astype(np.float32)
+    loss = jnp.mean(masked_feature_loss(pred, target, np.ones((20, 10), bool)))
+    np.testing.assert_allclose(loss, 2 / np.pi**0.5, rtol=0.02)
 
 
 @pytest.mark.parametrize("mask", VALID)

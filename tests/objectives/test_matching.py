@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from maskvlm_jax.context import Context
 from maskvlm_jax.objectives import matching
 from maskvlm_jax.train_step import split_model
 from tests.reference import numpy_losses, toy
 
 DRAWS = 20_000
+KEY = jax.random.key(0)
 IDS = np.array([(0, 10), (0, 11), (2, 11), (3, 13), (4, 14)])  # 0 and 1 share a picture, 1 and 2 a caption
 
 
@@ -75,10 +77,13 @@ def test_a_row_without_a_candidate_says_so():
 class FakeContext:
     """Features are a table by (picture, caption); remembers which pairs were asked for."""
 
-    def __init__(self, similarity_BB: np.ndarray, same_pair_BB: np.ndarray):
+    def __init__(self, similarity_BB: np.ndarray, same_pair_BB: np.ndarray, progress: float = 1.0):
         self.similarity_BB, self.same_pair_BB = jnp.asarray(similarity_BB), jnp.asarray(same_pair_BB)
         size = len(similarity_BB)
+        self.progress = progress
         self.table = jnp.asarray(np.random.default_rng(2).normal(size=(size, size, toy.WIDTH)))
+
+    ramp = Context.ramp
 
     @property
     def own_rows(self):
@@ -159,6 +164,86 @@ def test_wrong_pictures_follow_the_columns_and_wrong_captions_the_rows():
     image_ids, text_ids = (np.asarray(ids).reshape(3, 3).T for ids in ctx.pairs)
     np.testing.assert_array_equal(text_ids[2], [1, 2, 0])  # the best caption of each picture
     np.testing.assert_array_equal(image_ids[1], [2, 0, 1])  # the best picture of each caption
+
+
+@pytest.mark.parametrize(
+    ("hardness", "ramp", "progress", "expected"),
+    [
+        (1.0, (0.0, 0.0), 0.0, 1.0),
+        (0.0, (0.0, 0.0), 1.0, 0.0),
+        (0.5, (0.0, 0.0), 0.3, 0.5),
+        (1.0, (0.2, 0.6), 0.1, 0.0),
+        (1.0, (0.2, 0.6), 0.3, 0.25),
+        (0.8, (0.2, 0.6), 0.5, 0.6),
+        (0.8, (0.2, 0.6), 0.9, 0.8),
+    ],
+)
+def test_negatives_follow_the_softmax_of_similarity_times_hardness_ramped_over_the_run(
+    hardness, ramp, progress, expected
+):
+    module, same = objective(hardness=hardness, ramp=ramp), np.eye(5, dtype=bool)
+
+    def draw(key):
+        ctx = FakeContext(similarity(), same, progress)
+        _, metrics = module(ctx, key)
+        return ctx.pairs[1].reshape(5, 3)[:, 2], metrics["hardness"]
+
+    captions, told = map(np.asarray, jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), DRAWS)))
+    np.testing.assert_allclose(told, expected, rtol=1e-6)
+    frequency = np.stack([np.mean(captions == column, axis=0) for column in range(5)], axis=1)
+    wanted = numpy_losses.negative_probabilities(expected * similarity(), same)
+    assert np.all(np.abs(frequency - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / DRAWS) + 1e-12)
+
+
+def test_random_negatives_read_no_similarity():
+    ctx = FakeContext(similarity(), np.eye(5, dtype=bool))
+    del ctx.similarity_BB
+    _, metrics = objective(negatives="random")(ctx, jax.random.key(0))
+    assert metrics["hardness"] == 0.0
+
+
+def test_the_score_is_the_log_odds_of_the_two_classes():
+    module, pairs = objective(), np.random.default_rng(3).normal(size=(6, toy.WIDTH)).astype(np.float32)
+    kernel, bias = np.asarray(module.to_match.kernel[...]), np.asarray(module.to_match.bias[...])
+    expected = [numpy_losses.matching_log_odds(pair, kernel, bias) for pair in pairs]
+    np.testing.assert_allclose(module.log_odds(pairs), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_training_never_moves_moves_no_score():
+    # The cross entropy gives the two logits opposite gradients: the sum of their weights keeps its first value.
+    module, pairs = objective(), np.random.default_rng(3).normal(size=(6, toy.WIDTH)).astype(np.float32)
+    scores = np.asarray(module.log_odds(pairs))
+    graphdef, params = split_model(module)
+    grads = jax.grad(lambda p: nnx.merge(graphdef, p)(FakeContext(similarity(), np.eye(5, dtype=bool)), KEY)[0].sum())(
+        params
+    )["to_match"]
+    np.testing.assert_allclose(grads["kernel"].sum(axis=1), 0.0, atol=1e-5)
+    np.testing.assert_allclose(grads["bias"].sum(), 0.0, atol=1e-5)
+    untrained = np.random.default_rng(4).normal(size=(toy.WIDTH, 1)).astype(np.float32)
+    module.to_match.kernel[...] = module.to_match.kernel[...] + 10 * untrained
+    module.to_match.bias[...] = module.to_match.bias[...] + 7.0
+    assert np.max(np.abs(np.asarray(module.classify(pairs)[:, 1]) - scores)) > 5  # one logit does move
+    np.testing.assert_allclose(module.log_odds(pairs), scores, rtol=1e-3, atol=1e-4)
+
+
+def test_a_new_head_says_nothing():
+    vlm = SimpleNamespace(text_encoder=SimpleNamespace(width=toy.WIDTH))
+    module = matching.Objective(vlm, shared=toy.shared(), rngs=nnx.Rngs(0))
+    pairs = np.random.default_rng(3).normal(size=(6, toy.WIDTH))
+    np.testing.assert_array_equal(module.log_odds(pairs), 0.0)
+    loss_B, metrics = module(FakeContext(similarity(), np.eye(5, dtype=bool)), KEY)
+    np.testing.assert_allclose(jnp.mean(loss_B), np.log(2), rtol=1e-6)
+    assert (metrics["accuracy_matched"], metrics["accuracy_unmatched"]) == (0.0, 1.0)
+
+
+def test_accuracies_by_class_are_shares_of_the_valid_pairs_of_a_class():
+    same, module = numpy_losses.same_pair(IDS), objective()
+    ctx = FakeContext(similarity(), same)
+    _, metrics = module(ctx, KEY)
+    scores = np.asarray(module.log_odds(ctx.table[ctx.pairs])).reshape(-1, 3)
+    found = ~np.all(same, axis=1)
+    np.testing.assert_allclose(metrics["accuracy_matched"], np.mean(scores[:, 0] > 0))
+    np.testing.assert_allclose(metrics["accuracy_unmatched"], np.mean(scores[found, 1:] <= 0))
 
 
 def test_no_gradient_flows_through_the_choice_of_negatives():

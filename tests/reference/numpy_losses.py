@@ -92,6 +92,12 @@ def reconstruction(pred: np.ndarray, target: np.ndarray, counted: np.ndarray) ->
     return sum(errors) / len(errors) if errors else 0.0
 
 
+def matching_log_odds(vector: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> float:
+    """log p(matched) / p(unmatched) of one pair, from the probabilities of its two classes."""
+    unmatched, matched = softmax(np.asarray(vector, np.float64) @ kernel + bias)
+    return float(np.log(matched) - np.log(unmatched))
+
+
 def unit(x: np.ndarray) -> np.ndarray:
     """Vectors of unit length."""
     x = np.asarray(x, np.float64)

@@ -21,6 +21,21 @@ def recall(ranks: list[int], k: int) -> float:
     return 100.0 * sum(1 for rank in ranks if rank < k) / len(ranks)
 
 
+def score(formula: str, log_odds: float, cosine: float, temperature: float) -> float:
+    """The second stage's score of one pair."""
+    if formula == "itm":
+        return log_odds
+    if formula == "itm+itc":  # a density ratio over the contrastive model, times that model
+        return float(np.log(np.exp(log_odds) * np.exp(cosine / temperature)))
+    return log_odds + cosine
+
+
+def area_under_roc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """By its definition: the share of all pairs of one of each that are in order, a tie counting half."""
+    won = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positive for n in negative]
+    return sum(won) / len(won)
+
+
 def best_k(scores: np.ndarray, k: int) -> list[int]:
     """The k highest scores; of equal ones the first."""
     return sorted(range(len(scores)), key=lambda n: (-scores[n], n))[:k]

@@ -32,15 +32,17 @@ def randomised(build: Callable[[], nnx.Module]) -> nnx.Module:
     def value(path: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
         noise = np.random.default_rng([*path.encode()]).normal(size=shape.shape)
         if path.endswith("temperature"):
-            return jnp.float32(0.5)
+            return jnp.float32(np.log(0.5))
         fan_in = shape.shape[-2] if path.endswith("kernel") else 4
         return jnp.asarray(path.endswith("scale") + noise * fan_in**-0.5, jnp.float32)
 
     return nnx.merge(graphdef, map_by_path(value, nnx.to_pure_dict(state)))
 
 
-def pretrainer(*, depth: int = 2, objectives: dict | None = None, **changes: Any) -> Pretrainer:
-    """All four objectives; `changes` are those of `shared`, `objectives` more arguments by label."""
+def pretrainer(
+    *, depth: int = 2, objectives: dict | None = None, more: dict | None = None, **changes: Any
+) -> Pretrainer:
+    """All four objectives; `changes` are of `shared`, `objectives` more arguments by label, `more` of the model."""
     block = {"width": WIDTH, "heads": HEADS, "mlp_ratio": 2, "dropout": 0.0}
     cross = {**block, "depth": depth, "norm": "post"}
     model = {
@@ -50,6 +52,7 @@ def pretrainer(*, depth: int = 2, objectives: dict | None = None, **changes: Any
         "embed": 8,
         "temperature": 0.5,
         "shared": shared(**changes),
+        **(more or {}),
     }
     names = {"masked_image": {"decoder": cross}, "masked_text": {}, "contrastive": {}, "matching": {}}
     labelled = {
