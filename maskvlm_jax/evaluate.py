@@ -13,18 +13,26 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from maskvlm_jax import config as configs
-from maskvlm_jax import metrics, processes, sharding, train_step
-from maskvlm_jax.checkpoint import Checkpoints
+from maskvlm_jax import files, initial, metrics, processes, sharding, train_step, upgrade
+from maskvlm_jax.checkpoint import open_run
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.evaluation import EvaluationSet, load_evaluation
-from maskvlm_jax.data.sources import open_source
+from maskvlm_jax.data.sources import open_source, open_training_source
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.errors import UserError, writing
-from maskvlm_jax.evaluators import figures, probes, retrieval
+from maskvlm_jax.evaluators import baselines, figures, matching, probes, retrieval
 from maskvlm_jax.evaluators.predictor import Functions, Predictor
 from maskvlm_jax.pretrainer import Pretrainer
 
 Metrics = dict[str, float]
+NEIGHBOUR_PICTURES = 10_000  # training pictures whose captions the baseline of masked words is fitted to
+
+
+class ChosenScore(NamedTuple):
+    """A formula of `retrieval.SCORES`, and the split, pictures and recalls by formula that it was chosen by."""
+
+    name: str
+    chosen_on: dict[str, Any] | None = None
 
 
 class Evaluation:
@@ -39,7 +47,7 @@ class Evaluation:
 
     def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh):
         self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
-        self._functions, self._sets = Functions(graphdef), {}
+        self._functions, self._sets, self._neighbours = Functions(graphdef), {}, None
         self._objectives = tuple(label for label, objective in config.objectives.items() if objective.weight)
 
     def data(self, split: str) -> EvaluationSet:
@@ -57,14 +65,39 @@ class Evaluation:
                 seed=options.seed,
                 limit=options.limit,
                 captions_per_image=options.captions_per_image,
+                one_at_a_time=config.masking.policy == "modality_aware" or image.hidden == "token",
             )
             if self._sets[split].broken:
                 broken = self._sets[split].broken
                 print(f"warning: {len(broken)} picture(s) of {split} cannot be used and are left out: {broken[0]}")
         return self._sets[split]
 
-    def retrieval(self, params: Any, split: str, *, rerank: bool) -> Metrics:
-        """Recalls in percent; nothing where the model ranks neither by features nor by matching."""
+    def choose_score(self, params: Any) -> ChosenScore:
+        """The formula that re-ranks: that of the config, or with "auto" the best on the validation split.
+
+        Raises:
+            UserError: that split cannot be read.
+        """
+        options, predictor = self._config.evaluation, self.predictor(params)
+        if options.rerank_score != "auto":
+            return ChosenScore(options.rerank_score)
+        if not options.rerank_k or not {"contrastive", "matching"} <= set(self._objectives):
+            return ChosenScore("itm")
+        try:
+            data = self.data(options.during)
+        except UserError as error:
+            raise UserError(
+                f"the formula that re-ranks is chosen on the split {options.during}, which cannot be read ({error}); "
+                "set --config.evaluation.rerank_score=itm, or --config.evaluation.during to a split that is there"
+            ) from error
+        data = data.first(min(options.choose_images or len(data.images), len(data.images)))
+        recalls = retrieval.compare_scores(predictor, data, batch_size=options.batch_size, k=options.rerank_k)
+        chosen = max(recalls, key=recalls.get)
+        return ChosenScore(chosen, {"split": options.during, "images": len(data.images), "mean_recall": recalls})
+
+    def retrieval(self, params: Any, split: str, *, rerank_score: str = "") -> Metrics:
+        """Recalls in percent, re-ranked too where a formula is given; nothing where the model ranks neither by
+        features nor by matching."""
         options = self._config.evaluation
         return dict(
             retrieval.evaluate(
@@ -72,27 +105,49 @@ class Evaluation:
                 self.data(split),
                 batch_size=options.batch_size,
                 match_images=options.match_images,
-                rerank_k=options.rerank_k if rerank else 0,
-                rerank_score=options.rerank_score,
+                rerank_k=options.rerank_k if rerank_score else 0,
+                rerank_score=rerank_score,
             )
         )
+
+    def matching(self, params: Any, split: str) -> Metrics:
+        """Whether matched pairs are told from random ones."""
+        options = self._config.evaluation
+        sizes = {"batch_size": options.batch_size, "limit": options.probe_limit}
+        return dict(matching.evaluate(self.predictor(params), self.data(split), **sizes))
 
     def probes(self, params: Any, split: str) -> Metrics:
         """Masked losses with the matched, a wrong and no other modality."""
         options = self._config.evaluation
+        sizes = {"batch_size": options.batch_size, "limit": options.probe_limit}
         return dict(
-            probes.evaluate(
-                self.predictor(params), self.data(split), batch_size=options.batch_size, limit=options.probe_limit
-            )
+            probes.evaluate(self.predictor(params), self.data(split), **sizes, neighbours=self._neighbour_words)
         )
 
     def quick(self, params: Any, split: str) -> Metrics:
-        """What is scored during training: recalls before re-ranking; the probes of a model that ranks nothing."""
-        return self.retrieval(params, split, rerank=False) or self.probes(params, split)
+        """What is scored during training: recalls before re-ranking, and of random pairs; the probes of a model that
+        ranks nothing."""
+        return self.retrieval(params, split) | self.matching(params, split) or self.probes(params, split)
 
-    def all(self, params: Any, split: str) -> Metrics:
-        """Recalls before and after re-ranking, and the cross-modal probes."""
-        return self.retrieval(params, split, rerank=True) | self.probes(params, split)
+    def all(self, params: Any, split: str, rerank_score: str) -> Metrics:
+        """Recalls before and after re-ranking, random pairs, and the cross-modal probes."""
+        ranked = self.retrieval(params, split, rerank_score=rerank_score)
+        return ranked | self.matching(params, split) | self.probes(params, split)
+
+    def _neighbour_words(self) -> baselines.NeighbourWords | None:
+        """Fitted to the training captions; None, with a line, where they are not there."""
+        if self._neighbours is None:
+            data, length = self._config.data.to_dict(), self._config.model.text.max_length
+            try:
+                source = open_training_source(data, self._config.model.image.image_size)
+            except UserError as error:
+                print(f"masked_text_accuracy_neighbours is left out, no training captions: {error}")
+                return None
+            captions = initial.training_captions(source, NEIGHBOUR_PICTURES, data.get("limit", 0))
+            tokens_TL = np.stack([self._tokenizer.encode(caption, length)[0] for caption in captions])
+            valid_TL = tokens_TL != self._tokenizer.pad_id
+            self._neighbours = baselines.NeighbourWords(tokens_TL, valid_TL, self._tokenizer.vocab_size)
+        return self._neighbours
 
     def figures(self, params: Any, split: str, folder: Path) -> dict[str, np.ndarray]:
         """Writes the figures of a split as PNG and Markdown; returns the pictures by name."""
@@ -135,7 +190,6 @@ class Evaluation:
             "image_size": self._config.model.image.image_size,
             "weights": options.weights,
             "rerank_k": options.rerank_k,
-            "rerank_score": options.rerank_score,
             "match_images": min(options.match_images or len(data.images), len(data.images)),
             "ties": "count against the model",
             "probe_images": min(options.probe_limit or len(data.images), len(data.images)),
@@ -160,18 +214,25 @@ def final_result(
     Metrics of the other splits are named SPLIT/metric. `on_figure` gets each figure's name and pixels.
     """
     split = config.evaluation.split
-    values = evaluation.all(params, split)
+    score = evaluation.choose_score(params)
+    values = evaluation.all(params, split, score.name)
     for other in config.evaluation.also:
-        values |= {f"{other}/{name}": value for name, value in evaluation.all(params, other).items()}
+        values |= {f"{other}/{name}": value for name, value in evaluation.all(params, other, score.name).items()}
     for name, sheet in evaluation.figures(params, split, folder / "figures").items():
         on_figure(name, sheet)
     protocols = {other: evaluation.protocol(other) for other in config.evaluation.also}
     result = {
-        "protocol": {**lineage, **evaluation.protocol(split), **({"also": protocols} if protocols else {})},
+        "protocol": {
+            **lineage,
+            **evaluation.protocol(split),
+            "rerank_score": score.name,
+            **({"rerank_score_chosen_on": score.chosen_on} if score.chosen_on else {}),
+            **({"also": protocols} if protocols else {}),
+        },
         "metrics": values,
     }
     if processes.is_main():
-        configs.write_json(folder / "result.json", result)
+        files.write_json(folder / "result.json", result)
     return result
 
 
@@ -181,6 +242,8 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
     told = f"\n{protocol['split']}: {protocol['images']} images, {protocol['captions']} captions"
     if "rerank_mean_recall" in result["metrics"]:
         told += f", re-ranked top {protocol['rerank_k']} by {protocol['rerank_score']}"
+        if chosen_on := protocol.get("rerank_score_chosen_on"):
+            told += f" (the best on {chosen_on['split']})"
     if "match_mean_recall" in result["metrics"]:
         told += f", matching among the first {protocol['match_images']}"
     print(told)
@@ -207,7 +270,7 @@ def loaded(config: ConfigDict) -> Iterator[Loaded]:
     source = Path(config.checkpoint)
     if not config.checkpoint or not source.is_dir():
         raise UserError(f"there is no workdir {config.checkpoint!r}; set --config.checkpoint to the folder of a run")
-    trained = configs.merge_evaluation(ConfigDict(configs.read_json(source / "config.json")), config)
+    trained = configs.merge_evaluation(ConfigDict(upgrade.read(source / "config.json")), config)
     configs.check(trained)
     tokenizer = tokenizers.load(source / "tokenizer")
     mesh = sharding.make_mesh(**trained.mesh)
@@ -216,9 +279,7 @@ def loaded(config: ConfigDict) -> Iterator[Loaded]:
         graphdef, abstract = train_step.abstract_params(
             lambda: Pretrainer(**configs.model_arguments(trained), rngs=nnx.Rngs(0)), mesh
         )
-        folder = source / ("best" if config.checkpoint_step == "best" else "checkpoints")
-        checkpoints = Checkpoints(folder, writable=False)
-        step = _choose_step(checkpoints, folder, config.checkpoint_step)
+        checkpoints, step = open_run(source, config.checkpoint_step)
         params = checkpoints.load_params(step, abstract, weights=trained.evaluation.weights)
         told = checkpoints.load_progress(step)
         checkpoints.close()
@@ -243,7 +304,7 @@ def lineage_of(config: ConfigDict, workdir: Path, step: int, params: Any, told: 
         "checkpoint": workdir.name,
         "run": config.name,
         "trained_on": _trained_on(config.data),
-        "initialised_from": config.checkpoint or "random",
+        "initialised_from": f"{config.checkpoint} {config.checkpoint_step}" if config.checkpoint else "random",
         "step": step,
         "stream": told["stream"]["rows"],  # fingerprint of the examples that were read, see `data.ledger`
         "parameters_sha256": train_step.parameters_sha256(params),
@@ -255,14 +316,3 @@ def _trained_on(data: ConfigDict) -> str:
     if data.mixture:
         return " + ".join(f"{name}/{part.split}" for name, part in data.mixture.items())
     return f"{data.source}/{data.split}"
-
-
-def _choose_step(checkpoints: Checkpoints, folder: Path, wanted: str) -> int:
-    if not checkpoints.steps:
-        raise UserError(f"there is no checkpoint in {folder}; set --config.checkpoint to the workdir of a run")
-    if wanted in ("latest", "best"):
-        return checkpoints.steps[-1]
-    if not wanted.isdigit() or int(wanted) not in checkpoints.steps:
-        there = ", ".join(map(str, checkpoints.steps))
-        raise UserError(f"there is no checkpoint of step {wanted} in {folder}; there are latest, best and {there}")
-    return int(wanted)

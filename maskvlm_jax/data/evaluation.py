@@ -21,7 +21,8 @@ class EvaluationSet:
         image_hashes: (I,) int32, `batch.image_hash` of each.
         captions: T texts; text: arrays (T, L) as in a batch; image_of_caption: (T,) int.
         image_masked: (I, N) bool, drawn once from the evaluation's seed.
-        one_at_a_time: masks of both modalities are there, but only one is to be applied at a time.
+        one_at_a_time: the modality that is not rebuilt is read whole, however it was read in training, so that models
+            compare; False where positions are dropped, whose count must not change.
         broken: names of pictures that could not be decoded, or have no caption; they are left out.
         fingerprint: sha256 of the source.
     """
@@ -100,6 +101,7 @@ def load_evaluation(
     seed: int,
     limit: int,
     captions_per_image: int,
+    one_at_a_time: bool,
 ) -> EvaluationSet:
     """Reads a split whole.
 
@@ -107,6 +109,7 @@ def load_evaluation(
         seed: of the masks; picture i's are a function of (seed, i).
         limit: first pictures only; 0 = all.
         captions_per_image: first captions only; 0 = all.
+        one_at_a_time: see `EvaluationSet`.
     """
     images, ids, hashes, captions, text, image_of_caption, image_masked, broken = [], [], [], [], [], [], [], []
     for index in range(min(limit, len(source)) if limit else len(source)):
@@ -145,7 +148,7 @@ def load_evaluation(
         text={name: np.stack([fields[name] for fields in text]) for name in text[0]},
         image_of_caption=np.array(image_of_caption),
         image_masked=np.stack(image_masked),
-        one_at_a_time=masking_options["policy"] == "modality_aware",
+        one_at_a_time=one_at_a_time,
         broken=broken,
         fingerprint=source.fingerprint,
     )

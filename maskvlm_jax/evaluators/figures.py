@@ -38,7 +38,7 @@ def reconstructions(predictor: Predictor, data: EvaluationSet, *, count: int, ba
     others, first = data.other_pictures(), data.first_captions
     rebuilt = {}
     for reads in ("matched", "shuffled"):
-        batch = next(probes.batches(data, shown, batch_size, of="image", reads=reads))
+        batch = next(probes.batches(data, first[shown], batch_size, of="image", reads=reads))
         patches, ids = _rebuilt_patches(predictor, batch)
         patch = patches.shape[2]
         rebuilt[reads] = [paste(data.images[i], patches[i], ids[i]) for i in pictures]
@@ -98,7 +98,7 @@ def masked_texts(
     pictures, first = np.arange(min(count, len(data.images))), data.first_captions
     results = [{} for _ in pictures]
     for reads in probes.OTHERS:
-        batch = next(probes.batches(data, pictures, batch_size, of="text", reads=reads))
+        batch = next(probes.batches(data, first[pictures], batch_size, of="text", reads=reads))
         _, predicted_BM, _, positions = predictor.masked_text(batch)
         for i in pictures:
             tokens = data.text["tokens"][first[i]]

@@ -35,6 +35,9 @@ class Functions:
             text_BLD = vlm.text_encoder(tokens_BL, valid_BL)
             return text_BLD, vlm.embed_text(text_BLD) if vlm.embed else text_BLD[:, 0, :0]
 
+        def temperature(params):
+            return model(params).vlm.current_temperature()
+
         def prepare_images(params, image_BSD):
             fusion = model(params).vlm.fusion
             return fusion.pair_image(fusion.image_side(image_BSD))
@@ -46,7 +49,7 @@ class Functions:
         def match(params, images: PairSide, texts: PairSide, image_ids_P, text_ids_P):
             pretrainer = model(params)
             pair_PD = pretrainer.vlm.fusion.match(images.gather(image_ids_P), texts.gather(text_ids_P))
-            return pretrainer.objectives["matching"].classify(pair_PD)[:, 1]
+            return pretrainer.objectives["matching"].log_odds(pair_PD)
 
         def masked_text(params, batch):
             pretrainer = model(params)
@@ -71,6 +74,7 @@ class Functions:
             return *pretrainer.objectives["masked_feature"].predict(ctx), ctx.masked_patches
 
         self.encode_image, self.encode_text = jax.jit(encode_image), jax.jit(encode_text)
+        self.temperature = jax.jit(temperature)
         self.prepare_images, self.prepare_texts = jax.jit(prepare_images), jax.jit(prepare_texts)
         self.match = jax.jit(match)
         self.masked_text, self.masked_image = jax.jit(masked_text), jax.jit(masked_image)
@@ -104,6 +108,20 @@ class Predictor:
         put = sharding.put_whole({"tokens": tokens_BL, "valid": valid_BL}, self._mesh)
         return processes.fetch(self._call("encode_text", put["tokens"], put["valid"]))
 
+    def embed_image(self, image_BYXC: np.ndarray) -> np.ndarray:
+        """image_BE alone: the sequences, gigabytes of a whole set, stay where they are and are dropped."""
+        put = sharding.put_whole({"image": image_BYXC}, self._mesh)
+        return processes.fetch(self._call("encode_image", put["image"])[1])
+
+    def embed_text(self, tokens_BL: np.ndarray, valid_BL: np.ndarray) -> np.ndarray:
+        """text_BE alone, likewise."""
+        put = sharding.put_whole({"tokens": tokens_BL, "valid": valid_BL}, self._mesh)
+        return processes.fetch(self._call("encode_text", put["tokens"], put["valid"])[1])
+
+    def temperature(self) -> float:
+        """The learned temperature of the contrastive space."""
+        return float(processes.fetch(self._call("temperature")))
+
     def prepare_images(self, image_BSD: np.ndarray) -> PairSide:
         """What matching reads of pictures, computed once for all captions each is paired with; left on the device."""
         return self._call("prepare_images", image_BSD)
@@ -113,7 +131,7 @@ class Predictor:
         return self._call("prepare_texts", text_BLD, valid_BL)
 
     def match(self, images: PairSide, texts: PairSide, image_ids_P: np.ndarray, text_ids_P: np.ndarray) -> jax.Array:
-        """(P,) matching logits of prepared pictures with prepared captions, split over the mesh; left on the device."""
+        """(P,) log-odds of prepared pictures matching prepared captions, split over the mesh; left on the device."""
         put = sharding.put_whole({"image": image_ids_P, "text": text_ids_P}, self._mesh)
         return self._call("match", images, texts, put["image"], put["text"])
 

@@ -1,64 +1,126 @@
 """Cross-modal probes: masked losses with the matched, a wrong and no other modality (MLIM, arXiv 2109.12178, Sec. 4).
 
-What a model has learned of one modality from the other is the gap between "matched" and "shuffled". "empty" is a
-picture of the mean colour, or a caption without a word.
+What a model has learned of one modality from the other is the gain of "matched" over "shuffled", whose 95 % interval
+is told. "empty" is a picture of the mean colour, or a caption without a word. `baselines` has what one modality alone
+gives without a network.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from maskvlm_jax.data import batch as batches_of
 from maskvlm_jax.data import transforms
 from maskvlm_jax.data.evaluation import EvaluationSet, padded
+from maskvlm_jax.evaluators import baselines
 from maskvlm_jax.evaluators.predictor import Predictor
 
 OTHERS = ("matched", "shuffled", "empty")
+RESAMPLES = 1_000
 
 
-def evaluate(predictor: Predictor, data: EvaluationSet, *, batch_size: int, limit: int) -> Iterator[tuple[str, float]]:
+def evaluate(
+    predictor: Predictor,
+    data: EvaluationSet,
+    *,
+    batch_size: int,
+    limit: int,
+    neighbours: Callable[[], baselines.NeighbourWords | None] = lambda: None,
+) -> Iterator[tuple[str, float]]:
     """masked_text_{loss, accuracy}_OTHER (nats, percent), masked_image_{loss, psnr}_OTHER (L1, decibel) and
-    masked_feature_cosine_OTHER, of the objectives that were trained.
+    masked_feature_cosine_OTHER, of the objectives that were trained; masked_text_accuracy_gain and
+    masked_image_psnr_gain, matched minus shuffled, with the `_low` and `_high` end of its 95 % interval; and
+    masked_text_accuracy_neighbours, masked_image_psnr_blend of the baselines.
 
     Features are held against those of the evaluated model itself, not of the moving average that training reads: a
     collapsed encoder would score 1, so the gap between "matched" and "shuffled" is what counts.
-    """
-    pictures = np.arange(len(data.images))[: limit or None]
-    for other in OTHERS:
-        if "masked_text" in predictor.objectives:
-            yield from zip(
-                (f"masked_text_loss_{other}", f"masked_text_accuracy_{other}"),
-                masked_text_scores(predictor, batches(data, pictures, batch_size, of="text", reads=other)),
-                strict=True,
-            )
-        if "masked_image" in predictor.objectives:
-            yield from zip(
-                (f"masked_image_loss_{other}", f"masked_image_psnr_{other}"),
-                masked_image_scores(predictor, batches(data, pictures, batch_size, of="image", reads=other)),
-                strict=True,
-            )
 
-        if "masked_feature" in predictor.objectives:
-            source = batches(data, pictures, batch_size, of="image", reads=other)
-            yield f"masked_feature_cosine_{other}", masked_feature_cosine(predictor, source)
+    Args:
+        limit: pictures that are read, each with all its captions; 0 = all.
+        neighbours: makes the baseline of masked words; None where its training captions are not there.
+    """
+    texts = np.flatnonzero(data.image_of_caption < (limit or len(data.images)))
+    pictures = data.image_of_caption[texts]
+    read = lambda of, reads: batches(data, texts, batch_size, of=of, reads=reads)  # noqa: E731
+    if "masked_text" in predictor.objectives:
+        scores = {reads: masked_text_scores(predictor, read("text", reads)) for reads in OTHERS}
+        for reads, found in scores.items():
+            yield f"masked_text_loss_{reads}", found.loss
+            yield f"masked_text_accuracy_{reads}", found.score()
+        yield from gain("masked_text_accuracy_gain", scores["matched"], scores["shuffled"], pictures)
+        if (words := neighbours()) is not None:
+            yield "masked_text_accuracy_neighbours", words.accuracy(data.text, texts)
+    if "masked_image" in predictor.objectives:
+        scores = {reads: masked_image_scores(predictor, read("image", reads)) for reads in OTHERS}
+        for reads, found in scores.items():
+            yield f"masked_image_loss_{reads}", found.loss
+            yield f"masked_image_psnr_{reads}", found.score()
+        yield from gain("masked_image_psnr_gain", scores["matched"], scores["shuffled"], pictures)
+        yield "masked_image_psnr_blend", blend_psnr(data, pictures)
+    if "masked_feature" in predictor.objectives:
+        for reads in OTHERS:
+            yield f"masked_feature_cosine_{reads}", masked_feature_cosine(predictor, read("image", reads))
+
+
+class Scores(NamedTuple):
+    """Sums over the masked tokens or pixel values of each example, whose ratio is scored.
+
+    loss: mean over all of them; sum_T, count_T: of what `rate` reads; rate: pooled mean -> score.
+    """
+
+    loss: float
+    sum_T: np.ndarray
+    count_T: np.ndarray
+    rate: Callable[[np.ndarray], np.ndarray]
+
+    def score(self) -> float:
+        """Over all examples."""
+        return float(self.rate(self.sum_T.sum() / self.count_T.sum()))
+
+
+def percent(mean: np.ndarray) -> np.ndarray:
+    return 100.0 * mean
+
+
+def psnr(squared: np.ndarray) -> np.ndarray:
+    """Decibel, from the mean squared error of 8-bit values."""
+    return 10.0 * np.log10(255.0**2 / np.maximum(squared, 1e-12))
+
+
+def gain(name: str, right: Scores, wrong: Scores, pictures: np.ndarray) -> Iterator[tuple[str, float]]:
+    """The difference of two scores of the same examples, and its 95 % interval.
+
+    Pictures are resampled whole (Efron's bootstrap), always the same way: captions of one picture go together, and both
+    scores keep their common difficulty.
+    """
+    sums_I4 = np.zeros((pictures.max() + 1, 4))
+    for column, values in enumerate((right.sum_T, right.count_T, wrong.sum_T, wrong.count_T)):
+        np.add.at(sums_I4[:, column], pictures, values)
+    there = len(sums_I4)
+    drawn = np.random.default_rng(0).multinomial(there, np.full(there, 1 / there), RESAMPLES) @ sums_I4
+    drawn = drawn[(drawn[:, 1] > 0) & (drawn[:, 3] > 0)]
+    differences = right.rate(drawn[:, 0] / drawn[:, 1]) - wrong.rate(drawn[:, 2] / drawn[:, 3])
+    low, high = np.percentile(differences, (2.5, 97.5))
+    yield from ((name, right.score() - wrong.score()), (f"{name}_low", float(low)), (f"{name}_high", float(high)))
 
 
 def batches(
-    data: EvaluationSet, pictures: np.ndarray, batch_size: int, *, of: str, reads: str
+    data: EvaluationSet, texts: np.ndarray, batch_size: int, *, of: str, reads: str
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Padded batches of pictures with their first caption.
+    """Padded batches of captions with their pictures.
 
     Args:
         of: the modality that is rebuilt, "image" or "text".
         reads: what it comes with: the "matched" other modality, a "shuffled" or an "empty" one.
     """
     others, first = data.other_pictures(), data.first_captions
-    for start in range(0, len(pictures), batch_size):
-        chosen, valid = padded(pictures[start : start + batch_size], batch_size)
-        seen = read = chosen
+    for start in range(0, len(texts), batch_size):
+        read, valid = padded(texts[start : start + batch_size], batch_size)
+        seen = data.image_of_caption[read]
         if reads == "shuffled":
-            seen, read = (others[chosen], chosen) if of == "text" else (chosen, others[chosen])
-        batch = data.batch(seen, first[read], valid)
+            seen, read = (others[seen], read) if of == "text" else (seen, first[others[seen]])
+        batch = data.batch(seen, read, valid)
         if data.one_at_a_time and of == "text":
             batch["image_masked"] = np.zeros_like(batch["image_masked"])
         if data.one_at_a_time and of == "image":
@@ -69,28 +131,37 @@ def batches(
         yield batch
 
 
-def masked_text_scores(predictor: Predictor, source: Iterator[dict[str, np.ndarray]]) -> tuple[float, float]:
-    """Mean negative log-likelihood (nats) and accuracy (percent) over all masked tokens."""
-    nll, correct = [], []
+def masked_text_scores(predictor: Predictor, source: Iterator[dict[str, np.ndarray]]) -> Scores:
+    """Negative log-likelihood (nats) and accuracy (percent) of masked tokens."""
+    nll, correct, count = 0.0, [], []
     for batch in source:
         nll_BM, predicted_BM, target_BM, positions = predictor.masked_text(batch)
         counted_BM = positions.valid_BM & batch["example_valid"][:, None]
-        nll.append(nll_BM[counted_BM])
-        correct.append((predicted_BM == target_BM)[counted_BM])
-    return float(np.mean(np.concatenate(nll), dtype=np.float64)), 100.0 * float(np.mean(np.concatenate(correct)))
+        nll += float(np.sum(nll_BM[counted_BM], dtype=np.float64))
+        correct.append(np.sum((predicted_BM == target_BM) & counted_BM, axis=1)[batch["example_valid"]])
+        count.append(np.sum(counted_BM, axis=1)[batch["example_valid"]])
+    count_T = np.concatenate(count)
+    return Scores(nll / max(count_T.sum(), 1), np.concatenate(correct), count_T, percent)
 
 
-def masked_image_scores(predictor: Predictor, source: Iterator[dict[str, np.ndarray]]) -> tuple[float, float]:
-    """Mean absolute error of normalised pixels and PSNR in decibel of 8-bit ones, both over all masked pixels."""
-    absolute, squared, count = 0.0, 0.0, 0
+def masked_image_scores(predictor: Predictor, source: Iterator[dict[str, np.ndarray]]) -> Scores:
+    """Mean absolute error of normalised pixels, and PSNR in decibel of 8-bit ones, of masked patches."""
+    absolute, squared, count = 0.0, [], []
     for batch in source:
         pred_BMF, target_BMF, _ = predictor.masked_image(batch)
         valid = batch["example_valid"]
         pred, target = pred_BMF[valid], target_BMF[valid]
         absolute += float(np.sum(np.abs(pred - target), dtype=np.float64))
-        squared += float(np.sum((_pixels(pred) - _pixels(target)) ** 2, dtype=np.float64))
-        count += target.size
-    return absolute / count, 10.0 * float(np.log10(255.0**2 / max(squared / count, 1e-12)))
+        squared.append(np.sum((_pixels(pred) - _pixels(target)) ** 2, axis=(1, 2, 3)))
+        count.append(np.full(len(pred), pred[0].size))
+    count_T = np.concatenate(count)
+    return Scores(absolute / count_T.sum(), np.concatenate(squared), count_T, psnr)
+
+
+def blend_psnr(data: EvaluationSet, pictures: np.ndarray) -> float:
+    """PSNR in decibel of the blend of visible patches, of the pictures' masked patches."""
+    colour_BM3, target_BMF3 = baselines.blended_patches(data.images[pictures], data.image_masked[pictures])
+    return float(psnr(np.mean((np.rint(colour_BM3)[:, :, None] - target_BMF3) ** 2)))
 
 
 def masked_feature_cosine(predictor: Predictor, source: Iterator[dict[str, np.ndarray]]) -> float:

@@ -42,6 +42,6 @@ def test_scores_in_blocks_are_those_of_each_pair_alone(model, devices, monkeypat
         pair = {"image": pictures["image"][i, None]}
         pair |= {name: captions[name][t, None] for name in ("tokens", "token_valid")} | {"image_masked": None}
         ctx = pretrainer.context(pair)
-        alone = pretrainer.objectives["matching"].classify(ctx.fuse_pairs(np.array([0]), np.array([0])))[0, 1]
+        alone = pretrainer.objectives["matching"].log_odds(ctx.fuse_pairs(np.array([0]), np.array([0])))[0]
         np.testing.assert_allclose(found[i, t], alone, rtol=1e-4, atol=1e-5)
     assert np.all(np.isneginf(found[~wanted]))

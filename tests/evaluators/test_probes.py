@@ -1,8 +1,11 @@
 """A caption without words keeps its ends; rebuilt patches land where they belong."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from maskvlm_jax.data.batch import without_words
+from maskvlm_jax.evaluators import probes
 from maskvlm_jax.evaluators.figures import paste
 from tests.reference import numpy_losses
 
@@ -41,3 +44,63 @@ def test_pasting_changes_the_named_patches_and_not_the_picture_itself():
     expected[:4, 4:] = expected[4:, :4] = 9
     np.testing.assert_array_equal(pasted, expected)
     assert not image.any()
+
+
+def scores_of(correct, count) -> probes.Scores:
+    return probes.Scores(0.0, np.array(correct), np.array(count), probes.percent)
+
+
+def test_a_gain_is_the_difference_of_the_pooled_scores_and_lies_in_its_interval():
+    rng = np.random.default_rng(0)
+    pictures, count = np.repeat(np.arange(200), 3), rng.integers(1, 6, 600)
+    right, wrong = rng.binomial(count, 0.6), rng.binomial(count, 0.5)
+    found = dict(probes.gain("gain", scores_of(right, count), scores_of(wrong, count), pictures))
+    np.testing.assert_allclose(found["gain"], 100 * (right.sum() - wrong.sum()) / count.sum())
+    assert found["gain_low"] < found["gain"] < found["gain_high"]
+    # Of independent tokens: 1.96 standard errors of a difference of two shares.
+    half = 196 * np.sqrt((0.6 * 0.4 + 0.5 * 0.5) / count.sum())
+    np.testing.assert_allclose((found["gain_high"] - found["gain_low"]) / 2, half, rtol=0.25)
+
+
+def test_captions_of_one_picture_are_resampled_together():
+    # Ten pictures, a hundred captions each that agree: as wide as with one caption each.
+    correct = np.repeat([1, 0, 1, 1, 0, 0, 1, 0, 1, 0], 100)
+    count, pictures = np.ones(1000, int), np.repeat(np.arange(10), 100)
+    found = dict(probes.gain("gain", scores_of(correct, count), scores_of(0 * correct, count), pictures))
+    assert found["gain_high"] - found["gain_low"] > 40
+
+
+def test_equal_predictions_gain_nothing_for_sure():
+    correct, count, pictures = np.array([1, 0, 2]), np.array([2, 1, 2]), np.arange(3)
+    found = dict(probes.gain("gain", scores_of(correct, count), scores_of(correct, count), pictures))
+    assert found == {"gain": 0.0, "gain_low": 0.0, "gain_high": 0.0}
+
+
+def test_every_caption_of_the_pictures_is_read_and_no_other():
+    data = SimpleNamespace(
+        image_of_caption=np.array([0, 0, 1, 1, 2]),
+        other_pictures=lambda: np.array([1, 2, 0]),
+        first_captions=np.array([0, 2, 4]),
+        one_at_a_time=True,
+        batch=lambda seen, read, valid: {
+            "seen": seen,
+            "read": read,
+            "valid": valid,
+            "image_masked": np.ones((len(seen), 2), bool),
+            "tokens": np.zeros((len(seen), 3)),
+            "text_masked": np.ones((len(seen), 3), bool),
+        },
+    )
+    expected = {
+        ("text", "matched"): ([0, 0, 1, 1], [0, 1, 2, 3]),
+        ("text", "shuffled"): ([1, 1, 2, 2], [0, 1, 2, 3]),
+        ("image", "shuffled"): ([0, 0, 1, 1], [2, 2, 4, 4]),
+    }
+    for (of, reads), (seen, read) in expected.items():
+        found = list(probes.batches(data, np.arange(4), 3, of=of, reads=reads))
+        valid = np.concatenate([batch["valid"] for batch in found])
+        assert np.concatenate([batch["seen"] for batch in found])[valid].tolist() == seen
+        assert np.concatenate([batch["read"] for batch in found])[valid].tolist() == read
+        # The side that is not rebuilt is read whole, however it was read in training.
+        hidden = "image_masked" if of == "text" else "text_masked"
+        assert not any(batch[hidden].any() for batch in found)

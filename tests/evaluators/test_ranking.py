@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maskvlm_jax.evaluators import ranking, retrieval
+from maskvlm_jax.evaluators import matching, ranking, retrieval
 from tests.reference import numpy_retrieval
 
 OWNER = np.array([0, 0, 0, 1, 2, 2, 3, 4, 4, 4, 4])  # picture of each caption
@@ -120,3 +120,35 @@ def test_scores_that_are_no_numbers_are_the_worst_rank():
     owner, nan = np.arange(3), np.full((3, 3), np.nan)
     np.testing.assert_array_equal(ranking.image_to_text_ranks(nan, owner), 2)
     np.testing.assert_array_equal(ranking.text_to_image_ranks(nan, owner), 2)
+
+
+@pytest.mark.parametrize("formula", retrieval.SCORES)
+def test_every_score_formula_is_the_one_that_is_written_down(formula):
+    rng = np.random.default_rng(0)
+    log_odds, cosine = rng.normal(size=(4, 5)), rng.uniform(-1, 1, (4, 5))
+    found = retrieval.SCORES[formula](log_odds, cosine, 0.05)
+    expected = [numpy_retrieval.score(formula, m, s, 0.05) for m, s in zip(log_odds.flat, cosine.flat, strict=True)]
+    np.testing.assert_allclose(found.ravel(), expected, rtol=1e-9)
+
+
+def test_negatives_by_similarity_leave_matching_the_residual_and_the_sum_ranks_as_the_truth_does():
+    # Noise-contrastive estimation with the contrastive model as the noise: the best log-odds of a pair are
+    # log p - log q up to a constant of its row, so that they order candidates as p does with the similarity added.
+    rng = np.random.default_rng(0)
+    truth, model = (np.log(rng.dirichlet(np.ones(8), 6)) for _ in range(2))
+    cosine, temperature = model * 0.05, 0.05
+    best_log_odds = truth - cosine / temperature - np.log(2.0)  # one negative of each kind a pair
+    order = lambda score: np.argsort(-score, axis=1)  # noqa: E731
+    ranked = retrieval.SCORES["itm+itc"](best_log_odds, cosine, temperature)
+    np.testing.assert_array_equal(order(ranked), order(truth))
+    assert np.any(order(retrieval.SCORES["itm"](best_log_odds, cosine, temperature)) != order(truth))
+
+
+@pytest.mark.parametrize("levels", [0, 2, 5])
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order(levels):
+    rng = np.random.default_rng(levels)
+    draw = lambda count: rng.integers(0, levels, count) if levels else rng.normal(size=count)  # noqa: E731
+    positive, negative = draw(30), draw(41)
+    expected = numpy_retrieval.area_under_roc(positive, negative)
+    np.testing.assert_allclose(matching.area_under_roc(positive, negative), expected, rtol=1e-12)
+    assert matching.area_under_roc(np.zeros(3), np.zeros(4)) == 0.5

@@ -1,0 +1,113 @@
+"""What an evaluation reads and how it chooses; the model is a toy with random parameters."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from maskvlm_jax import config as configs
+from maskvlm_jax import evaluate, initial, sharding
+from maskvlm_jax.data import tokenizer as tokenizers
+from maskvlm_jax.data.sources import open_training_source
+from maskvlm_jax.errors import UserError
+from maskvlm_jax.evaluators import retrieval
+from maskvlm_jax.pretrainer import Pretrainer
+from maskvlm_jax.train_step import split_model
+from tests.conftest import toy_config
+from tests.reference import toy
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """A toy config, its tokenizer, graph definition and random parameters."""
+    config = toy_config(data__tokenizer_captions=100)
+    source = open_training_source(config.data.to_dict(), config.model.image.image_size)
+    folder = tmp_path_factory.mktemp("evaluate") / "tokenizer"
+    captions = initial.training_captions(source, 100)
+    tokenizers.save(tokenizers.train_wordpiece(captions, config.model.text.vocab_size), folder)
+    arguments = configs.model_arguments(config)
+    model = toy.randomised(lambda: Pretrainer(**arguments, rngs=nnx.Rngs(0)))
+    return config, tokenizers.load(folder), *split_model(model)
+
+
+def evaluation_of(setting, **options) -> tuple[evaluate.Evaluation, dict]:
+    config, tokenizer, graphdef, params = setting
+    config = config.copy_and_resolve_references()
+    for name, value in options.items():
+        config.evaluation[name] = value
+    mesh = sharding.make_mesh(data=1, fsdp=1, model=1, devices=jax.devices()[:1])
+    return evaluate.Evaluation(config, graphdef, tokenizer, mesh), params
+
+
+def test_auto_takes_the_formula_with_the_best_recall_on_the_validation_split_and_says_so(setting, monkeypatch):
+    evaluation, params = evaluation_of(setting, choose_images=7)
+    seen = []
+
+    def compare(predictor, data, **options):
+        seen.append((data.ids[:1], len(data.images), options["k"]))
+        return {"itm": 50.0, "itm+itc": 60.0, "itm+cosine": 60.0}
+
+    monkeypatch.setattr(retrieval, "compare_scores", compare)
+    chosen = evaluation.choose_score(params)
+    assert seen == [(["val-000000"], 7, 4)]
+    assert chosen.name == "itm+itc"  # of equals the first
+    assert chosen.chosen_on == {
+        "split": "val",
+        "images": 7,
+        "mean_recall": {"itm": 50.0, "itm+itc": 60.0, "itm+cosine": 60.0},
+    }
+
+
+def test_a_validation_split_that_is_not_there_is_told_with_flags_that_do_without(setting):
+    evaluation, params = evaluation_of(setting, during="dev")
+    with pytest.raises(UserError, match=r"no split 'dev'.*set --config\.evaluation\.rerank_score=itm, or --config"):
+        evaluation.choose_score(params)
+
+
+@pytest.mark.parametrize("score", retrieval.SCORES)
+def test_a_formula_that_is_named_is_taken_without_a_look(setting, score, monkeypatch):
+    monkeypatch.setattr(retrieval, "compare_scores", None)
+    evaluation, params = evaluation_of(setting, rerank_score=score)
+    assert evaluation.choose_score(params) == (score, None)
+
+
+def test_the_formulas_are_compared_by_what_each_gives_alone(setting):
+    evaluation, params = evaluation_of(setting, rerank_k=4)
+    predictor, data = evaluation.predictor(params), evaluation.data("val")
+    found = retrieval.compare_scores(predictor, data, batch_size=8, k=4)
+    for score, recall in found.items():
+        assert evaluation.retrieval(params, "val", rerank_score=score)["rerank_mean_recall"] == recall
+
+
+def test_recalls_during_training_fetch_embeddings_and_no_sequence(setting):
+    evaluation, params = evaluation_of(setting)
+    whole = evaluation.retrieval(params, "val", rerank_score="itm")
+    predictor = evaluation.predictor(params)
+
+    def fetched(*arguments):
+        raise AssertionError("a sequence was fetched")
+
+    predictor.encode_image = predictor.encode_text = fetched
+    options = {"batch_size": 8, "match_images": 0, "rerank_k": 0, "rerank_score": ""}
+    quick = dict(retrieval.evaluate(predictor, evaluation.data("val"), **options))
+    assert quick == {name: value for name, value in whole.items() if not name.startswith("rerank_")}
+
+
+def test_embeddings_alone_are_those_beside_the_sequences(setting):
+    evaluation, params = evaluation_of(setting)
+    predictor, data = evaluation.predictor(params), evaluation.data("val")
+    for alone, (_, beside) in (
+        (retrieval.embed_images(predictor, data, 8), retrieval.encode_images(predictor, data, 8)),
+        (retrieval.embed_texts(predictor, data, 8), retrieval.encode_texts(predictor, data, 8)),
+    ):
+        np.testing.assert_allclose(alone, beside, rtol=1e-5, atol=1e-6)
+
+
+def test_without_training_captions_the_baseline_of_words_is_left_out_with_a_line(setting, capsys):
+    evaluation, params = evaluation_of(setting)
+    assert "masked_text_accuracy_neighbours" in evaluation.probes(params, "val")
+    evaluation, params = evaluation_of(setting)
+    evaluation.data("val")
+    evaluation._config.data.split = "nowhere"
+    assert "masked_text_accuracy_neighbours" not in evaluation.probes(params, "val")
+    assert "masked_text_accuracy_neighbours is left out, no training captions: " in capsys.readouterr().out
