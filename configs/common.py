@@ -63,6 +63,7 @@ def set_size(config: ConfigDict, size: str) -> None:
     config.model.decoder_depth = decoder  # of the masked image decoder
     config.model.embed = embed
     config.model.temperature = 0.07  # initial; learned. The paper does not say; ALBEF's.
+    config.model.temperature_scale = "log"  # what is learned: log (CLIP) | linear (ALBEF)
     config.model.shared = ConfigDict(
         {
             "init_std": 0.02 if paper else 0.0,  # 0 = Xavier uniform: trains a narrow model from scratch in fewer steps
@@ -197,9 +198,12 @@ def evaluation_block(names: str) -> ConfigDict:
             "batch_size": 128,
             "weights": "params",  # params | ema
             "rerank_k": {"coco": 256, "flickr30k": 128, "flickr8k": 64}.get(name, 16),
-            "rerank_score": "itm",  # itm (ALBEF) | itm+itc (BLIP)
+            # itm (log-odds of matching, ALBEF) | itm+itc (plus cosine over temperature) | itm+cosine (BLIP) | auto: the
+            # one with the best mean recall on the first `choose_images` pictures of the split `during`.
+            "rerank_score": "auto",
+            "choose_images": 1_000,  # 0 = all
             "match_images": 100,  # pictures that matching alone ranks, where there is no contrastive space
-            "probe_limit": 1_000,  # pictures that the probes read
+            "probe_limit": 1_000,  # pictures that the probes and the matching head's area under the curve read; 0 = all
             "figures": 8,  # examples in the figures; 0 = none
             "seed": 0,
             # Of the checkpoint that is kept as the best; larger is better. auto: mean recall, by matching where there

@@ -6,14 +6,15 @@
 The structure after the colon is that of the pre-training run. A recipe without a contrastive space (mlim, m3ae) learns
 to match against random negatives.
 
-Differs from the paper: the picture size is that of pre-training (384 pixels there), the newest checkpoint is what it
-starts from, and the last step is scored beside the best one, which `best/` holds. MLIM's modality dropout is
-`--config.data.modality_dropout`; it is off, since a pair that has lost a side cannot be told matched from unmatched.
+Differs from the paper: the picture size is that of pre-training (384 pixels there), and the last step is scored beside
+the best one, which `best/` holds. `--config.checkpoint_step=best` starts from the best checkpoint of the run, not from
+its newest. MLIM's modality dropout is `--config.data.modality_dropout`; it is off, since a pair that has lost a side
+cannot be told matched from unmatched.
 """
 
 from ml_collections import ConfigDict
 
-from configs import pretrain
+from configs import pretrain, recipes
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -25,14 +26,12 @@ def get_config(arg: str = "") -> ConfigDict:
     if config.model.embed:
         config.objectives.contrastive = ConfigDict({"name": "contrastive", "weight": 1.0})
     if config.model.fusion.kind != "none":
-        negatives = "hard" if config.model.embed else "random"
-        config.objectives.matching = ConfigDict(
-            {"name": "matching", "weight": 1.0, "negatives": negatives, "pool": "global"}
-        )
+        config.objectives.matching = ConfigDict(recipes.matching())
+        config.objectives.matching.negatives = "hard" if config.model.embed else "random"
     config.optim.ema_decay = 0.0
     if config.batch_size >= 512:
         # The paper: 15 epochs of COCO or Flickr30k, batch 256, 1e-5.
-        config.batch_size, config.steps = 256, 6_600
+        config.batch_size, config.epochs = 256, 15.0
         config.optim.lr = config.optim.encoder_lr = 1e-5
         config.optim.warmup_steps, config.eval_every, config.checkpoint_every = 0, 440, 440
     else:
@@ -40,5 +39,4 @@ def get_config(arg: str = "") -> ConfigDict:
         config.steps //= 4
         config.optim.lr /= 3
         config.optim.encoder_lr = config.optim.lr
-        config.optim.warmup_steps = config.steps // 10
     return config

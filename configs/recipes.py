@@ -6,6 +6,19 @@ Where a paper does not give a value, docs/architecture.md says which was taken a
 from ml_collections import ConfigDict
 
 
+def matching() -> dict:
+    """The matching loss: negatives drawn by similarity, uniformly at first."""
+    return {
+        "name": "matching",
+        "weight": 1.0,
+        "negatives": "hard",  # hard | random, for a model without a contrastive space
+        # Of what they are drawn by, softmax(hardness * similarity): 0 = uniform, 1 = ALBEF's.
+        "hardness": 1.0,
+        "ramp": (0.0, 0.0),  # shares of the run between which the hardness rises from 0; (0, 0) = it is constant
+        "pool": "global",
+    }
+
+
 def maskvlm(config: ConfigDict) -> None:
     """MaskVLM (arXiv 2208.02131): one modality masked at a time, rebuilt with the other whole; two cross streams."""
     config.model.fusion.kind, config.model.fusion.streams = "cross", "both"
@@ -19,7 +32,7 @@ def maskvlm(config: ConfigDict) -> None:
             "masked_image": {"name": "masked_image", "weight": 1.0, "other": "clean", "norm": "l1", "decoder": decoder},
             "masked_text": {"name": "masked_text", "weight": 1.0, "other": "clean", "tie": False},
             "contrastive": {"name": "contrastive", "weight": 1.0},
-            "matching": {"name": "matching", "weight": 1.0, "negatives": "hard", "pool": "global"},
+            "matching": matching(),
         }
     )
 
@@ -30,6 +43,7 @@ def albef(config: ConfigDict) -> None:
     config.model.image.hidden = "none"
     config.masking.text_ratio, config.masking.text_corruption = 0.15, "bert"
     config.optim.ema_decay = 0.995
+    ramp = (0.0, 1 / 30)  # of alpha: the first of 30 epochs, as its release
     config.objectives = ConfigDict(
         {
             "masked_text": {
@@ -38,9 +52,16 @@ def albef(config: ConfigDict) -> None:
                 "other": "clean",
                 "tie": False,
                 "alpha": 0.4,
+                "ramp": ramp,
             },
-            "contrastive": {"name": "momentum_contrastive", "weight": 1.0, "queue": 65_536, "alpha": 0.4},
-            "matching": {"name": "matching", "weight": 1.0, "negatives": "hard", "pool": "global"},
+            "contrastive": {
+                "name": "momentum_contrastive",
+                "weight": 1.0,
+                "queue": 65_536,
+                "alpha": 0.4,
+                "ramp": ramp,
+            },
+            "matching": matching(),
         }
     )
 
@@ -64,7 +85,7 @@ def mamo(config: ConfigDict) -> None:
             "masked_feature": {"name": "masked_feature", "weight": 1.0},
             "masked_text": {"name": "masked_text", "weight": 1.0, "other": "clean", "tie": False},
             "contrastive": {"name": "contrastive", "weight": 1.0},
-            "matching": {"name": "matching", "weight": 1.0, "negatives": "hard", "pool": "global"},
+            "matching": matching(),
         }
     )
 
