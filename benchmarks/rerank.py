@@ -1,11 +1,11 @@
 """Times re-ranking of a trained model at several k, beside what its matching function could do alone.
 
     python benchmarks/rerank.py runs/NAME --k 16 64 128 256
-    python benchmarks/rerank.py runs/NAME --split test --images 200 --json
+    python benchmarks/rerank.py runs/NAME --split test --images 200 --score itm --json
 
 Pictures and captions are encoded once. At each k the pairs of both directions are scored (a pair that both ask for,
-once), ranked and counted. The bound is the matching function over and over on one batch of pairs, with no result
-read.
+once), ranked and counted; mean recall by every score formula, R@1 by that of `--score`. The bound is the matching
+function over and over on one batch of pairs, with no result read.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def bound(predictor: Predictor, image_ISD: np.ndarray, text_TLD: np.ndarray, val
     return max(rates)
 
 
-def run(checkpoint: str, *, split: str, images: int, ks: list[int]) -> dict[str, Any]:
+def run(checkpoint: str, *, split: str, images: int, ks: list[int], score: str) -> dict[str, Any]:
     """All measurements by name; times in seconds, recalls in percent.
 
     Raises:
@@ -76,10 +76,15 @@ def run(checkpoint: str, *, split: str, images: int, ks: list[int]) -> dict[str,
             start = time.perf_counter()
             top_texts_IT, top_images_IT = ranking.top_k(cosine_IT, k), ranking.top_k(cosine_IT.T, k).T
             wanted_IT = top_texts_IT | top_images_IT
-            score_IT = retrieval.match_scores(predictor, image_ISD, text_TLD, valid_TL, wanted_IT)
-            recalls = retrieval.rerank_recalls(score_IT, top_texts_IT, top_images_IT, owner, image_ranks, text_ranks)
+            match_IT = retrieval.match_scores(predictor, image_ISD, text_TLD, valid_TL, wanted_IT)
+            stages = retrieval.TwoStages(
+                cosine_IT, match_IT, top_texts_IT, top_images_IT, owner, predictor.temperature()
+            )
+            recalls = stages.recalls(score)
             seconds, pairs = time.perf_counter() - start, int(wanted_IT.sum())
+            by_score = {name: stages.recalls(name)["rerank_mean_recall"] for name in retrieval.SCORES}
             rows.append({"k": k, "pairs": pairs, "seconds": seconds, "pairs_per_second": pairs / seconds, **recalls})
+            rows[-1]["mean_recalls"] = by_score
     return {
         "device": jax.devices()[0].device_kind,
         "cores": host.cores(),
@@ -87,6 +92,7 @@ def run(checkpoint: str, *, split: str, images: int, ks: list[int]) -> dict[str,
         "captions": len(data.captions),
         "encode_seconds": encoded,
         "bound_pairs_per_second": fastest,
+        "score": score,
         "contrastive": ranking.recalls(image_ranks, text_ranks),
         "rows": rows,
     }
@@ -100,13 +106,18 @@ def table(result: dict[str, Any]) -> str:
         f"{result['cores']} cores; encoded in {result['encode_seconds']:.1f} s; "
         f"matching alone: {result['bound_pairs_per_second']:,.0f} pairs/s",
         "",
-        "| k | pairs | seconds | pairs/s | of matching alone | t2i R@1 | i2t R@1 | mean recall |",
-        "|---|---|---|---|---|---|---|---|",
-        f"| none | | | | | {first['t2i_r1']:.1f} | {first['i2t_r1']:.1f} | {first['mean_recall']:.1f} |",
+        f"| k | pairs | seconds | pairs/s | of matching alone | t2i R@1 by {result['score']} | i2t R@1 | mean by "
+        + " | by ".join(retrieval.SCORES)
+        + " |",
+        "|---" * (7 + len(retrieval.SCORES)) + "|",
+        f"| none | | | | | {first['t2i_r1']:.1f} | {first['i2t_r1']:.1f}"
+        + f" | {first['mean_recall']:.1f}" * len(retrieval.SCORES)
+        + " |",
     ]
     for row in result["rows"]:
         share = row["pairs_per_second"] / result["bound_pairs_per_second"]
-        recalls = " | ".join(f"{row[f'rerank_{name}']:.1f}" for name in ("t2i_r1", "i2t_r1", "mean_recall"))
+        recalls = " | ".join(f"{row[f'rerank_{name}']:.1f}" for name in ("t2i_r1", "i2t_r1"))
+        recalls += "".join(f" | {value:.1f}" for value in row["mean_recalls"].values())
         lines.append(
             f"| {row['k']} | {row['pairs']:,} | {row['seconds']:.1f} | {row['pairs_per_second']:,.0f} | "
             f"{share:.0%} | {recalls} |"
@@ -121,13 +132,16 @@ def main() -> int:
     parser.add_argument("--split", default="", help="the run's evaluation.split by default")
     parser.add_argument("--images", type=int, default=0, help="score the first ones alone; 0 = all")
     parser.add_argument("--k", type=int, nargs="+", default=[16, 64, 128, 256], help="candidates of each direction")
+    parser.add_argument("--score", choices=retrieval.SCORES, default="itm+itc", help="formula of R@1")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     if min(args.k) < 1:
         parser.error("--k must be 1 or more")
     host.quiet_libraries()
     return finish(
-        lambda: run(args.checkpoint, split=args.split, images=args.images, ks=args.k), table, as_json=args.json
+        lambda: run(args.checkpoint, split=args.split, images=args.images, ks=args.k, score=args.score),
+        table,
+        as_json=args.json,
     )
 
 

@@ -61,6 +61,10 @@ class Shape:
             "optim.lr": 3e-4,
             "optim.encoder_lr": 1e-5,
             "optim.b2": 0.999,
+            "optim.temperature_rate": 1.0,
+            "model.temperature_scale": "linear",
+            "objectives.matching.ramp": (0.0, 0.0),
+            "objectives.matching.hardness": 1.0,
         }
         for part, depth in depths.items():
             values |= {f"{part}.width": self.width, f"{part}.heads": self.heads, f"{part}.depth": depth}

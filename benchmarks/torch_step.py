@@ -212,7 +212,8 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, p in model.named_parameters():
         decays = p.ndim > 1 and not name.endswith(("_token", "position"))
-        groups.setdefault((name.startswith(("image_encoder.", "text_encoder.")), decays), []).append(p)
+        encoder = name.startswith(("image_encoder.", "text_encoder.")) and not name.endswith("mask_token")
+        groups.setdefault((encoder, decays), []).append(p)
     options = [
         {"params": params, "lr": 1e-5 if encoder else 3e-4, "weight_decay": 0.05 if decays else 0.0}
         for (encoder, decays), params in groups.items()

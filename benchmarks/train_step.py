@@ -251,8 +251,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 def chosen_config(args: argparse.Namespace) -> ConfigDict:
     """The config of the shape or size and the data that were asked for."""
-    if args.shape:
-        return shape_config(args.shape, args.data)
+    config = shape_config(args.shape, args.data) if args.shape else _size_config(args)
+    configs.resolve_steps(config, 100_000)  # how long the run would be changes no step's work
+    return config
+
+
+def _size_config(args: argparse.Namespace) -> ConfigDict:
     return pretrain.get_config(f"size={args.size},data={args.data}")
 
 
