@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import compare_torch, profile_step, rerank, shapes, train_step
+from benchmarks import compare_torch, loss_gradients, profile_step, rerank, shapes, train_step
 from configs import pretrain
 from maskvlm_jax import config as configs
 from maskvlm_jax.context import masked_token_capacity
@@ -201,6 +201,24 @@ def test_rerank_tells_every_k(benchmark, finished_run):
     positive = *(row[name] for row in (few, many) for name in ("seconds", "pairs_per_second")), result["encode_seconds"]
     assert all(value > 0 for value in (*positive, result["bound_pairs_per_second"]))
     assert len(rerank.table(result).splitlines()) == 7  # what was scored, a gap, two of head, none, two of k
+
+
+def test_loss_gradients_tells_every_loss_of_a_run_by_part(benchmark, finished_run):
+    process = benchmark("loss_gradients.py", "--run", finished_run[0], "--batches", 1, "--json")
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    assert result["step"] == 6 and set(result["norms"]) == {"masked_image", "masked_text", "contrastive", "matching"}
+    for label, norms in result["norms"].items():
+        parts = [value for part, value in norms.items() if part != "all"]
+        assert norms["all"] >= (sum(value**2 for value in parts) ** 0.5) * (1 - 1e-5)
+        assert min(norms["image encoder"], norms["text encoder"]) > 0, label
+        assert (norms["heads"] > 0) == (label != "contrastive")
+    assert len(loss_gradients.table(result).splitlines()) == 2 + 2 + 4
+
+
+def test_loss_gradients_names_a_run_that_is_not_there(benchmark):
+    process = benchmark("loss_gradients.py", "--run", "nowhere")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1 and "'nowhere'" in process.stderr
 
 
 def test_rerank_tells_a_run_that_is_not_there_in_one_line(benchmark):
