@@ -70,6 +70,7 @@ def run(checkpoint: str, *, split: str, images: int, ks: list[int], score: str) 
         valid_TL, owner, cosine_IT = data.text["token_valid"], data.image_of_caption, image_IE @ text_TE.T
         image_ranks = ranking.image_to_text_ranks(cosine_IT, owner)
         text_ranks = ranking.text_to_image_ranks(cosine_IT, owner)
+        temperature = predictor.temperature()
         fastest = bound(predictor, image_ISD, text_TLD, valid_TL)
         rows = []
         for k in ks:
@@ -77,9 +78,8 @@ def run(checkpoint: str, *, split: str, images: int, ks: list[int], score: str) 
             top_texts_IT, top_images_IT = ranking.top_k(cosine_IT, k), ranking.top_k(cosine_IT.T, k).T
             wanted_IT = top_texts_IT | top_images_IT
             match_IT = retrieval.match_scores(predictor, image_ISD, text_TLD, valid_TL, wanted_IT)
-            stages = retrieval.TwoStages(
-                cosine_IT, match_IT, top_texts_IT, top_images_IT, owner, predictor.temperature()
-            )
+            tops = top_texts_IT, top_images_IT
+            stages = retrieval.TwoStages(cosine_IT, match_IT, *tops, owner, temperature, image_ranks, text_ranks)
             recalls = stages.recalls(score)
             seconds, pairs = time.perf_counter() - start, int(wanted_IT.sum())
             by_score = {name: stages.recalls(name)["rerank_mean_recall"] for name in retrieval.SCORES}

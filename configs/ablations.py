@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = f"{choice['table']}-{choice['size']}-{choice['data']}"
     config.seeds = (0, 1, 2)
     scenes = choice["data"] == "scenes"
-    # Of every row. The losses' table has the default run's budget; photographs are learned later than scenes.
+    # Of every row. On scenes the losses' table has the default run's budget; photographs are learned later.
     config.steps = 400 if not scenes else 1_200 if choice["table"] == "losses" else 200
     config.batch_size = 64
     # Of retrieval fine-tuning behind every row; 0 = none. Rows without a contrastive loss compare by nothing else.
@@ -57,6 +57,10 @@ def _losses(*names: str) -> list[str]:
 
 def _masked_at_once(view: str) -> list[str]:
     return [f"objectives.{label}.other={view}" for label in ("masked_image", "masked_text")]
+
+
+def _weights(contrastive: float, masked_image: float) -> list[str]:
+    return [f"objectives.contrastive.weight={contrastive}", f"objectives.masked_image.weight={masked_image}"]
 
 
 _RECIPES = ("maskvlm", "mamo", "albef", "clip", "mlim", "m3ae")
@@ -87,8 +91,8 @@ _TABLES = {
         ("uniform", "maskvlm", ["objectives.matching.hardness=0.0"]),
     ],
     "weights": [
-        ("contrastive 0.3, masked image 3", "maskvlm", []),
-        ("all 1", "maskvlm", [f"objectives.{label}.weight=1.0" for label in ("contrastive", "masked_image")]),
+        ("contrastive 0.3, masked image 3", "maskvlm", _weights(0.3, 3.0)),
+        ("all 1", "maskvlm", _weights(1.0, 1.0)),
     ],
     "data": [
         (f"{recipe}, {limit:,} pictures", recipe, [f"data.limit={limit}"])

@@ -199,7 +199,7 @@ def evaluation_block(names: str) -> ConfigDict:
             "weights": "params",  # params | ema
             "rerank_k": {"coco": 256, "flickr30k": 128, "flickr8k": 64}.get(name, 16),
             # itm (log-odds of matching, ALBEF) | itm+itc (plus cosine over temperature) | itm+cosine (BLIP) | auto: the
-            # one with the best mean recall on the first `choose_images` pictures of the split `during`.
+            # one with the best mean recall on the first `choose_images` pictures of `during`, where that is not scored.
             "rerank_score": "auto",
             "choose_images": 1_000,  # 0 = all
             "match_images": 100,  # pictures that matching alone ranks, where there is no contrastive space

@@ -85,7 +85,7 @@ def _schedule(config: ConfigDict, size: str, data: str) -> None:
         objectives.contrastive.weight = 0.6 if "queue" in objectives.contrastive else 0.3
     if "masked_image" in objectives:
         objectives.masked_image.weight = 3.0
-    if "hardness" in objectives.get("matching", {}) and size != "tiny":
+    if "hardness" in objectives.get("matching", {}) and data != "scenes":
         # On photographs matching learns nothing in 300 steps where negatives are drawn by similarity from the start,
         # and tells matched from random pairs where they are uniform at first (docs/reproducing.md). Scenes do without.
         objectives.matching.ramp = (0.3, 0.8)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 
 def matching() -> dict:
-    """The matching loss: negatives drawn by similarity, uniformly at first."""
+    """The matching loss: negatives drawn by similarity; `ramp` makes them uniform at first."""
     return {
         "name": "matching",
         "weight": 1.0,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def resolve_steps(config: ConfigDict, examples: int | None) -> None:
         if examples is None:
             raise UserError(f"the steps of {config.epochs:g} epochs follow from the data; give --config.steps")
         config.steps = max(1, round(config.epochs * examples / config.batch_size))
-    if config.eval_every < 1:
+    if config.eval_every < 0:
         config.eval_every = max(1, config.steps // 50)
     if config.optim.warmup_steps < 0:
         config.optim.warmup_steps = config.steps // 10
@@ -222,10 +223,18 @@ def set_aside(config: ConfigDict, given: set[str]) -> None:
 
     Args:
         given: keys that flags gave.
+
+    Raises:
+        UserError: both were given.
     """
-    for one, other in (("steps", "epochs"), ("epochs", "steps")):
-        if one in given and other not in given and other in config:
-            config[other] = type(config[other])(0)
+    if "steps" not in config or "epochs" not in config:
+        return
+    if {"steps", "epochs"} <= given and config.steps and config.epochs:
+        raise UserError(f"steps is {config.steps} and epochs {config.epochs:g}; give one of the two")
+    if "steps" in given and config.steps:
+        config.epochs = 0.0
+    elif "epochs" in given and config.epochs:
+        config.steps = 0
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -239,6 +248,13 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Keys, FREE_KEYS aside, whose values differ between two configs."""
     old, new = flatten(old), flatten(new)
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not _is_free(key))
+
+
+def as_flags(keys: list[str], values: dict[str, Any]) -> str:
+    """The flags that give keys their values in a config, to be pasted."""
+    there = flatten(values)
+    told = {key: tuple(there[key]) if isinstance(there.get(key), list) else there.get(key) for key in keys}
+    return " ".join(shlex.quote(f"--config.{key}={value}") for key, value in told.items())
 
 
 def _is_free(key: str) -> bool:
@@ -261,11 +277,12 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            differing = differing_keys(upgrade.read(path), wanted)
+            there = upgrade.read(path)
+            differing = differing_keys(there, wanted)
             if differing:
                 raise UserError(
                     f"{workdir} belongs to a run with other values of {', '.join(differing)}; "
-                    "use another --workdir, or the same values to go on"
+                    f"use another --workdir, or its values to go on: {as_flags(differing, there)}"
                 )
         if processes.is_main():
             upgrade.write(path, wanted)

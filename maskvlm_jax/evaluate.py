@@ -43,9 +43,18 @@ class Evaluation:
         graphdef: of the `Pretrainer`.
         tokenizer: of the run.
         mesh: batches are split over it.
+        trained_on: `config.data` of the training, where another set is scored.
     """
 
-    def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh):
+    def __init__(
+        self,
+        config: ConfigDict,
+        graphdef: nnx.GraphDef,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        trained_on: ConfigDict | None = None,
+    ):
+        self._trained_on = config.data if trained_on is None else trained_on
         self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
         self._functions, self._sets, self._neighbours = Functions(graphdef), {}, None
         self._objectives = tuple(label for label, objective in config.objectives.items() if objective.weight)
@@ -75,21 +84,23 @@ class Evaluation:
     def choose_score(self, params: Any) -> ChosenScore:
         """The formula that re-ranks: that of the config, or with "auto" the best on the validation split.
 
-        Raises:
-            UserError: that split cannot be read.
+        Where that split is the one that is scored, or cannot be read, nothing is chosen: the formula is then the one
+        that matching was trained for, see `objectives.matching`.
         """
         options, predictor = self._config.evaluation, self.predictor(params)
         if options.rerank_score != "auto":
             return ChosenScore(options.rerank_score)
         if not options.rerank_k or not {"contrastive", "matching"} <= set(self._objectives):
             return ChosenScore("itm")
+        objective = self._config.objectives.matching
+        trained_for = ChosenScore("itm+itc" if objective.negatives == "hard" and objective.hardness else "itm")
+        if options.during in (options.split, *options.also):
+            return trained_for
         try:
             data = self.data(options.during)
         except UserError as error:
-            raise UserError(
-                f"the formula that re-ranks is chosen on the split {options.during}, which cannot be read ({error}); "
-                "set --config.evaluation.rerank_score=itm, or --config.evaluation.during to a split that is there"
-            ) from error
+            print(f"re-ranked by {trained_for.name}, as the split {options.during} cannot be read: {error}")
+            return trained_for
         data = data.first(min(options.choose_images or len(data.images), len(data.images)))
         recalls = retrieval.compare_scores(predictor, data, batch_size=options.batch_size, k=options.rerank_k)
         chosen = max(recalls, key=recalls.get)
@@ -135,9 +146,9 @@ class Evaluation:
         return ranked | self.matching(params, split) | self.probes(params, split)
 
     def _neighbour_words(self) -> baselines.NeighbourWords | None:
-        """Fitted to the training captions; None, with a line, where they are not there."""
+        """Fitted to the captions that the run was trained on; None, with a line, where they are not there."""
         if self._neighbours is None:
-            data, length = self._config.data.to_dict(), self._config.model.text.max_length
+            data, length = self._trained_on.to_dict(), self._config.model.text.max_length
             try:
                 source = open_training_source(data, self._config.model.image.image_size)
             except UserError as error:
@@ -270,7 +281,9 @@ def loaded(config: ConfigDict) -> Iterator[Loaded]:
     source = Path(config.checkpoint)
     if not config.checkpoint or not source.is_dir():
         raise UserError(f"there is no workdir {config.checkpoint!r}; set --config.checkpoint to the folder of a run")
-    trained = configs.merge_evaluation(ConfigDict(upgrade.read(source / "config.json")), config)
+    trained = ConfigDict(upgrade.read(source / "config.json"))
+    trained_on = trained.data.copy_and_resolve_references()  # which the set that is scored takes the place of
+    trained = configs.merge_evaluation(trained, config)
     configs.check(trained)
     tokenizer = tokenizers.load(source / "tokenizer")
     mesh = sharding.make_mesh(**trained.mesh)
@@ -283,8 +296,8 @@ def loaded(config: ConfigDict) -> Iterator[Loaded]:
         params = checkpoints.load_params(step, abstract, weights=trained.evaluation.weights)
         told = checkpoints.load_progress(step)
         checkpoints.close()
-        lineage = lineage_of(trained, source, step, params, told)
-        yield Loaded(trained, Evaluation(trained, graphdef, tokenizer, mesh), params, lineage)
+        lineage = lineage_of(trained, source, step, params, told) | {"trained_on": _trained_on(trained_on)}
+        yield Loaded(trained, Evaluation(trained, graphdef, tokenizer, mesh, trained_on), params, lineage)
 
 
 def run(config: ConfigDict, workdir: Path) -> None:

@@ -18,8 +18,11 @@ from maskvlm_jax.pretrainer import objective_class
 from maskvlm_jax.train_step import TrainState
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, workdir: Path | None = None) -> None:
     """What a run starts from and reads must be there.
+
+    Args:
+        workdir: of the run; where it has checkpoints of its own, that of another run is not read.
 
     Raises:
         UserError: no workdir to fine-tune, one of another model, a tokenizer that the model does not fit, or an
@@ -31,7 +34,8 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"there is no workdir {config.checkpoint!r}; set --config.checkpoint to the folder of a run")
     if config.checkpoint:
         _check_same_model(config, upgrade.read(Path(config.checkpoint) / "config.json")["model"])
-        checkpoint.open_run(Path(config.checkpoint), config.checkpoint_step)[0].close()
+        if workdir is None or not any((workdir / "checkpoints").glob("*")):
+            checkpoint.open_run(Path(config.checkpoint), config.checkpoint_step)[0].close()
     if given := _given_tokenizer(config):
         _check_tokenizer(config, tokenizers.load(given))
     check_objectives(config)
@@ -61,7 +65,7 @@ def _check_same_model(config: ConfigDict, trained: dict[str, Any]) -> None:
     if differing:
         raise UserError(
             f"the model of {config.checkpoint} has other values of {', '.join(differing)}; "
-            "give the structure and flags that it was trained with"
+            f"give the structure and flags that it was trained with: {configs.as_flags(differing, {'model': trained})}"
         )
 
 

@@ -144,8 +144,12 @@ PICTURES |= {"sbu": 860_000, "cc3m": 2_950_000}
 
 def pictures(config: ConfigDict) -> int | None:
     """About how many a config trains on, by the names of its sets; None where one is not known."""
-    names = list(config.data.mixture) or [part for part in config.name.split("-") if part in PICTURES]
-    return sum(PICTURES[name] for name in names) if names and set(names) <= set(PICTURES) else None
+    named = [part for part in config.name.split("-") if part in PICTURES]
+    limits = {name: part.limit for name, part in config.data.mixture.items()}
+    limits = limits or {name: config.data.limit for name in named}
+    if not limits or not set(limits) <= set(PICTURES):
+        return None
+    return sum(min(limit or PICTURES[name], PICTURES[name]) for name, limit in limits.items())
 
 
 def _useful_flops(config: ConfigDict, traced: float) -> float:
@@ -231,8 +235,11 @@ def run(
     configs.check(config)
     initial.check_objectives(config)
     if keep:  # before minutes of compiling
+        there = keep.exists()
         try:
             keep.open("a").close()
+            if not there:
+                keep.unlink()
         except OSError as error:
             raise UserError(f"{keep} cannot be written ({error.strerror}); choose another --program") from error
     config = config.copy_and_resolve_references()

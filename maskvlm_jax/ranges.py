@@ -41,7 +41,8 @@ INSIDE_ONE = Range(0, 1, (False, False))
 # The last part of a key, or the end of it, -> its range; the first that matches counts.
 RANGES = {
     r"mesh\.data": SIZE_OR_AUTO,
-    r"(eval_every|optim\.warmup_steps)": Range(0, also=-1),
+    r"eval_every": SIZE_OR_AUTO,
+    r"optim\.warmup_steps": Range(0, also=-1),
     r"(image_size|patch|width|heads|mlp_ratio|vocab_size|channels|image_cell|accumulate|fsdp|mesh\.model)": SIZE,
     r"max_length": Range(3),  # start token, one token, end token
     r"(batch_size|log_every|checkpoint_every|keep_checkpoints|threads|tokenizer_captions|text_buckets)": SIZE,

@@ -34,7 +34,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         Stopped: a signal asked to stop; the state is saved.
     """
     configs.check(config)
-    initial.check(config)
+    initial.check(config, workdir)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
     sharding.check_batch(config.evaluation.batch_size, 1, mesh)

@@ -9,7 +9,6 @@ from maskvlm_jax import config as configs
 from maskvlm_jax import evaluate, initial, sharding
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.sources import open_training_source
-from maskvlm_jax.errors import UserError
 from maskvlm_jax.evaluators import retrieval
 from maskvlm_jax.pretrainer import Pretrainer
 from maskvlm_jax.train_step import split_model
@@ -58,10 +57,16 @@ def test_auto_takes_the_formula_with_the_best_recall_on_the_validation_split_and
     }
 
 
-def test_a_validation_split_that_is_not_there_is_told_with_flags_that_do_without(setting):
-    evaluation, params = evaluation_of(setting, during="dev")
-    with pytest.raises(UserError, match=r"no split 'dev'.*set --config\.evaluation\.rerank_score=itm, or --config"):
-        evaluation.choose_score(params)
+@pytest.mark.parametrize(("hardness", "expected"), [(1.0, "itm+itc"), (0.0, "itm")])
+@pytest.mark.parametrize("during", ["test", "dev"], ids=["it is scored", "it is not there"])
+def test_where_no_other_split_can_choose_the_formula_is_that_of_training(
+    setting, during, hardness, expected, monkeypatch, capsys
+):
+    monkeypatch.setattr(retrieval, "compare_scores", None)
+    evaluation, params = evaluation_of(setting, during=during)
+    evaluation._config.objectives.matching.hardness = hardness
+    assert evaluation.choose_score(params) == (expected, None)
+    assert ("re-ranked by" in capsys.readouterr().out) == (during == "dev")
 
 
 @pytest.mark.parametrize("score", retrieval.SCORES)
@@ -108,6 +113,6 @@ def test_without_training_captions_the_baseline_of_words_is_left_out_with_a_line
     assert "masked_text_accuracy_neighbours" in evaluation.probes(params, "val")
     evaluation, params = evaluation_of(setting)
     evaluation.data("val")
-    evaluation._config.data.split = "nowhere"
+    evaluation._trained_on.split = "nowhere"
     assert "masked_text_accuracy_neighbours" not in evaluation.probes(params, "val")
     assert "masked_text_accuracy_neighbours is left out, no training captions: " in capsys.readouterr().out

@@ -137,11 +137,17 @@ def test_neither_steps_nor_epochs_is_told():
         configs.resolve_steps(toy_config(steps=0), 1_000)
 
 
-@pytest.mark.parametrize(("given", "steps", "epochs"), [(set(), 0, 50.0), ({"steps"}, 0, 0.0), ({"epochs"}, 0, 50.0)])
+@pytest.mark.parametrize(("given", "steps", "epochs"), [(set(), 0, 50.0), ({"steps"}, 0, 50.0), ({"epochs"}, 0, 50.0)])
 def test_a_flag_for_steps_or_epochs_sets_the_other_s_default_aside(given, steps, epochs):
     config = pretrain.get_config("size=base,data=coco")
     configs.set_aside(config, given)
     assert (config.steps, config.epochs) == (steps, epochs)
+    config.steps = 40
+    with pytest.raises(UserError, match="steps is 40 and epochs 50; give one of the two"):
+        configs.set_aside(config, {"steps", "epochs"})
+    configs.set_aside(config, {"steps"})
+    assert (config.steps, config.epochs) == (40, 0.0)
     tiny = pretrain.get_config()
+    tiny.epochs = 2.0
     configs.set_aside(tiny, {"epochs"})
-    assert tiny.steps == 0
+    assert (tiny.steps, tiny.epochs) == (0, 2.0)

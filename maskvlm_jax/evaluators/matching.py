@@ -15,8 +15,8 @@ from maskvlm_jax.evaluators.predictor import Predictor
 
 
 def evaluate(predictor: Predictor, data: EvaluationSet, *, batch_size: int, limit: int) -> Iterator[tuple[str, float]]:
-    """matching_auc (percent) and matching_accuracy_{matched, random} (percent of pairs on the right side of even odds,
-    which training puts where one pair in three matches), of pictures with their first caption and with another's.
+    """matching_auc (percent) and matching_accuracy_{matched, random} (percent of pairs on the right side of log-odds 0;
+    in training one pair in three is matched), of pictures with their first caption and with another's.
 
     Args:
         limit: pictures that are read; 0 = all.

@@ -18,6 +18,7 @@ from maskvlm_jax.evaluators.predictor import Predictor
 
 OTHERS = ("matched", "shuffled", "empty")
 RESAMPLES = 1_000
+BLEND_BLOCK = 64  # pictures whose pixels are held as floats at a time
 
 
 def evaluate(
@@ -159,9 +160,16 @@ def masked_image_scores(predictor: Predictor, source: Iterator[dict[str, np.ndar
 
 
 def blend_psnr(data: EvaluationSet, pictures: np.ndarray) -> float:
-    """PSNR in decibel of the blend of visible patches, of the pictures' masked patches."""
-    colour_BM3, target_BMF3 = baselines.blended_patches(data.images[pictures], data.image_masked[pictures])
-    return float(psnr(np.mean((np.rint(colour_BM3)[:, :, None] - target_BMF3) ** 2)))
+    """PSNR in decibel of the blend of visible patches, of the pictures' masked patches, once for every caption."""
+    squared, count = 0.0, 0
+    ids, captions = np.unique(pictures, return_counts=True)
+    for start in range(0, len(ids), BLEND_BLOCK):
+        chosen, times = ids[start : start + BLEND_BLOCK], captions[start : start + BLEND_BLOCK]
+        colour_BM3, target_BMF3 = baselines.blended_patches(data.images[chosen], data.image_masked[chosen])
+        error_B = np.sum((np.rint(colour_BM3)[:, :, None] - target_BMF3) ** 2, axis=(1, 2, 3))
+        squared += float(error_B @ times)
+        count += int(times.sum()) * target_BMF3[0].size
+    return float(psnr(squared / count))
 
 
 def masked_feature_cosine(predictor: Predictor, source: Iterator[dict[str, np.ndarray]]) -> float:

@@ -58,7 +58,7 @@ class Objective(base.Objective):
         vlm: the model.
         shared: block arguments shared with the model.
         negatives: "hard", drawn by similarity in the contrastive space, or "random", for a model that has none.
-        hardness: h above. More than 0 needs negatives="hard".
+        hardness: h above; read with negatives="hard" alone.
         ramp: shares of the training between which the hardness rises from 0 to `hardness`; (0, 0): it is constant.
         pool: "global", they are drawn from the whole batch, whichever devices hold it; "local", from the examples on
             the same device, as ALBEF does: no token sequence travels, and the draw depends on the number of devices.

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from maskvlm_jax.data.batch import without_words
-from maskvlm_jax.evaluators import probes
+from maskvlm_jax.evaluators import baselines, probes
 from maskvlm_jax.evaluators.figures import paste
 from tests.reference import numpy_losses
 
@@ -104,3 +104,16 @@ def test_every_caption_of_the_pictures_is_read_and_no_other():
         # The side that is not rebuilt is read whole, however it was read in training.
         hidden = "image_masked" if of == "text" else "text_masked"
         assert not any(batch[hidden].any() for batch in found)
+
+
+def test_the_blend_is_scored_once_for_every_caption(monkeypatch):
+    rng = np.random.default_rng(0)
+    images, masked = rng.integers(0, 256, (5, 6, 6, 3), dtype=np.uint8), np.zeros((5, 9), bool)
+    for row in masked:
+        row[rng.permutation(9)[:4]] = True
+    pictures = np.array([0, 0, 1, 3, 3, 3, 4])
+    monkeypatch.setattr(probes, "BLEND_BLOCK", 2)
+    colours, targets = baselines.blended_patches(images[pictures], masked[pictures])
+    expected = 10 * np.log10(255**2 / np.mean((np.rint(colours)[:, :, None] - targets) ** 2))
+    found = probes.blend_psnr(SimpleNamespace(images=images, image_masked=masked), pictures)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
