@@ -78,7 +78,7 @@ def _schedule(config: ConfigDict, size: str, data: str) -> None:
     if "queue" in objectives.get("contrastive", {}):
         objectives.contrastive.queue = 1_024  # a sixth of a set of 6,000 pictures, ten batches and more
     # The paper sums its losses unweighted. In a short run the contrastive gradient, divided by the temperature, is the
-    # largest by far and that of the pixels the smallest (benchmarks/loss_gradients.py: 20 to 1 in the image encoder of
+    # largest by far and that of the pixels the smallest (benchmarks/loss_gradients.py: 38 to 1 in the image encoder of
     # `mini` on photographs); these weights bring them closer.
     if "contrastive" in objectives and len(objectives) > 1:
         # The queue's loss is the mean of both directions where the other is their sum.
