@@ -1,12 +1,16 @@
 """The losses of MLIM, MAMO and ALBEF are the naive ones, and their gradients are finite."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from maskvlm_jax import queue
+from maskvlm_jax.context import Context
 from maskvlm_jax.models.vlm import normalize
+from maskvlm_jax.objectives import distilled_masked_text, masked_text, momentum_contrastive
 from maskvlm_jax.objectives.distilled_masked_text import distillation_loss
 from maskvlm_jax.objectives.masked_feature import masked_feature_loss
 from maskvlm_jax.objectives.masked_representation import masked_representation_loss
@@ -101,3 +105,45 @@ def test_a_batch_larger_than_the_queue_fills_it():
     kept = queue.push(queue.make_queue(3, 1), *[np.arange(5.0)[:, None]] * 2, np.zeros((5, 2), np.int32))
     assert kept.image_QE[:, 0].tolist() == [0, 1, 2]
     assert bool(kept.valid_Q.all())
+
+
+@pytest.mark.parametrize(("progress", "alpha"), [(0.0, 0.0), (0.25, 0.2), (0.5, 0.4), (1.0, 0.4)])
+def test_the_weight_of_soft_targets_rises_over_its_share_of_the_run(progress, alpha):
+    rng = np.random.default_rng(0)
+    own, teacher = numpy_losses.unit(rng.normal(size=(2, 2, 5, 6))).astype(np.float32)
+    ctx = SimpleNamespace(
+        ramp=lambda start, stop: Context.ramp(SimpleNamespace(progress=progress), start, stop),
+        vlm=SimpleNamespace(current_temperature=lambda: 0.1),
+        teacher=SimpleNamespace(image_embedding_BE=teacher[0], text_embedding_BE=teacher[1]),
+        image_embedding_BE=own[0],
+        text_embedding_BE=own[1],
+        same_pair_BB=np.eye(5, dtype=bool),
+        queue=None,
+    )
+    objective = momentum_contrastive.Objective(None, shared={}, queue=0, alpha=0.4, ramp=(0.0, 0.5), rngs=None)
+    none = np.zeros((5, 5), bool)
+    expected = [
+        numpy_losses.distilled_cross_entropy(mine @ other.T / 0.1, its @ other.T / 0.1, none, alpha)
+        for mine, its, other in ((own[0], teacher[0], teacher[1]), (own[1], teacher[1], teacher[0]))
+    ]
+    np.testing.assert_allclose(objective(ctx, None)[0], np.mean(expected, axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("progress", "alpha"), [(0.0, 0.0), (0.25, 0.2), (1.0, 0.4)])
+def test_so_does_that_of_the_teacher_s_words(progress, alpha, monkeypatch):
+    logits, teacher = (3 * np.random.default_rng(i).normal(size=(2, 3, 7)).astype(np.float32) for i in (0, 1))
+    valid, target = np.array([[1, 1, 0], [1, 0, 0]], bool), np.array([[1, 2, 0], [3, 0, 0]])
+    positions = SimpleNamespace(ids_BM=np.tile(np.arange(3), (2, 1)), valid_BM=valid)
+    objective = SimpleNamespace(alpha=0.4, ramp=(0.0, 0.5), predict=lambda ctx: (logits, positions))
+    objective.loss = lambda *args: masked_text.Objective.loss(objective, *args)
+    ctx = SimpleNamespace(
+        ramp=lambda start, stop: Context.ramp(SimpleNamespace(progress=progress), start, stop),
+        batch={"tokens": target},
+        per_example=lambda name: None,
+        teacher=None,
+        twin=lambda own: SimpleNamespace(predict=lambda ctx: (teacher, positions)),
+    )
+    loss_B, _ = distilled_masked_text.Objective.__call__(objective, ctx, None)
+    hard = numpy_losses.masked_token_cross_entropy(logits, target, valid)
+    soft = numpy_losses.soft_cross_entropy(logits, teacher, valid)
+    np.testing.assert_allclose(jnp.mean(loss_B), (1 - alpha) * hard + alpha * soft, rtol=1e-5)
