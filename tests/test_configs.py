@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from configs import common, evaluate, pretrain
+from configs import ablations, common, evaluate, pretrain, recipes
 from maskvlm_jax import config as configs
 from maskvlm_jax import optim, sharding, train_step
 from maskvlm_jax.errors import UserError
@@ -111,3 +111,24 @@ def test_folders_of_a_mixture_s_sets_may_change_and_their_weights_may_not():
     old, new = (pretrain.get_config("data=coco+cc3m").to_dict() for _ in range(2))
     new["data"]["mixture"]["coco"] |= {"root": "/elsewhere", "weight": 2.0}
     assert configs.differing_keys(old, new) == ["data.mixture.coco.weight"]
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+@pytest.mark.parametrize("size", common.SIZES)
+def test_from_scratch_encoders_train_at_the_rate_of_all_else(recipe, size):
+    config = pretrain.get_config(f"recipe={recipe},size={size}")
+    assert config.optim.encoder_lr == config.optim.lr
+
+
+@pytest.mark.parametrize("size", ["tiny", "mini", "small"])
+def test_sizes_that_train_from_scratch_weight_their_losses_and_ablations_do_as_they_do(size):
+    weights = {label: objective.weight for label, objective in pretrain.get_config(f"size={size}").objectives.items()}
+    assert weights == {"contrastive": 0.3, "masked_image": 3.0, "masked_text": 1.0, "matching": 1.0}
+    rows = {name: flags for name, _, flags in ablations.get_config(f"table=losses,size={size}").rows}
+    assert rows["ITC+ITM+MLM+MIM"] == ()
+    assert all(flag.endswith(".weight=0.0") for flags in rows.values() for flag in flags)
+
+
+@pytest.mark.parametrize(("data", "ramp"), [("scenes", (0.0, 0.0)), ("flickr8k", (0.3, 0.8))])
+def test_negatives_are_uniform_at_first_on_photographs(data, ramp):
+    assert pretrain.get_config(f"size=mini,data={data}").objectives.matching.ramp == ramp
