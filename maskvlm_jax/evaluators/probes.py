@@ -46,22 +46,24 @@ def evaluate(
     read = lambda of, reads: batches(data, texts, batch_size, of=of, reads=reads)  # noqa: E731
     if "masked_text" in predictor.objectives:
         scores = {reads: masked_text_scores(predictor, read("text", reads)) for reads in OTHERS}
-        for reads, found in scores.items():
-            yield f"masked_text_loss_{reads}", found.loss
-            yield f"masked_text_accuracy_{reads}", found.score()
-        yield from gain("masked_text_accuracy_gain", scores["matched"], scores["shuffled"], pictures)
+        yield from _compared("masked_text", "accuracy", scores, pictures)
         if (words := neighbours()) is not None:
             yield "masked_text_accuracy_neighbours", words.accuracy(data.text, texts)
     if "masked_image" in predictor.objectives:
         scores = {reads: masked_image_scores(predictor, read("image", reads)) for reads in OTHERS}
-        for reads, found in scores.items():
-            yield f"masked_image_loss_{reads}", found.loss
-            yield f"masked_image_psnr_{reads}", found.score()
-        yield from gain("masked_image_psnr_gain", scores["matched"], scores["shuffled"], pictures)
+        yield from _compared("masked_image", "psnr", scores, pictures)
         yield "masked_image_psnr_blend", blend_psnr(data, pictures)
     if "masked_feature" in predictor.objectives:
         for reads in OTHERS:
             yield f"masked_feature_cosine_{reads}", masked_feature_cosine(predictor, read("image", reads))
+
+
+def _compared(name: str, metric: str, scores: dict[str, "Scores"], pictures: np.ndarray) -> Iterator[tuple[str, float]]:
+    """Loss and metric with each of `OTHERS`, and what the matched one gains."""
+    for reads, found in scores.items():
+        yield f"{name}_loss_{reads}", found.loss
+        yield f"{name}_{metric}_{reads}", found.score()
+    yield from gain(f"{name}_{metric}_gain", scores["matched"], scores["shuffled"], pictures)
 
 
 class Scores(NamedTuple):
