@@ -12,7 +12,7 @@ from flax import nnx
 from maskvlm_jax.models.fusion import Fused, PairSide, Side
 from maskvlm_jax.models.layers import Positions, interleave, separate, take_rows
 from maskvlm_jax.models.vision import normalised
-from maskvlm_jax.models.vlm import VLM
+from maskvlm_jax.models.vlm import VLM, cosine
 from maskvlm_jax.queue import Queue
 
 Views = Mapping[str, frozenset[str]]  # modality ("image" | "text") -> views of it ("clean" | "masked")
@@ -159,7 +159,7 @@ class Context:
         """Cosine of every image (rows) with every caption (columns), over the temperature; float32 logits."""
         return self._once(
             "similarity",
-            lambda: (self.image_embedding_BE @ self.text_embedding_BE.T) / self.vlm.current_temperature(),
+            lambda: cosine(self.image_embedding_BE, self.text_embedding_BE) / self.vlm.current_temperature(),
         )
 
     @property

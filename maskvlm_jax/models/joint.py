@@ -12,6 +12,7 @@ from flax import nnx
 
 from maskvlm_jax.models.fusion import Fused, Keys, PairSide, Side
 from maskvlm_jax.models.layers import Block, Dense, Dtype, LayerNorm, Positions, restore, take, token_init
+from maskvlm_jax.models.primitives import spread
 from maskvlm_jax.models.stack import Stack, layer_keys
 
 
@@ -138,10 +139,10 @@ class AutoencoderFusion(OneStream):
         self.text_slots = nnx.Dict(mask_token=tokens(1, 1, wide), position=tokens(1, max_length, wide))
 
     def image_side(self, image_BSD: jax.Array, visible: Positions | None = None) -> Side:
-        return Side(image_BSD + self.image_type[...].astype(image_BSD.dtype), None, visible)
+        return Side(image_BSD + spread(self.image_type[...], image_BSD.shape, image_BSD.dtype), None, visible)
 
     def text_side(self, text_BLD: jax.Array, valid_BL: jax.Array, visible: Positions | None = None) -> Side:
-        return Side(text_BLD + self.text_type[...].astype(text_BLD.dtype), valid_BL, visible)
+        return Side(text_BLD + spread(self.text_type[...], text_BLD.shape, text_BLD.dtype), valid_BL, visible)
 
     def fuse(self, image: Side, text: Side, keys: Keys = (None, None)) -> Fused:
         shown_text, shown_image = _shown(text), _shown(image)
@@ -162,8 +163,8 @@ class AutoencoderFusion(OneStream):
         full_BSD = encoded_BUD
         if side.visible is not None:
             length = side.sequence_BSD.shape[1]
-            full_BSD = restore(encoded_BUD, side.visible, length, slots["mask_token"][...].astype(encoded_BUD.dtype))
-        return full_BSD + slots["position"][...][:, : full_BSD.shape[1]].astype(full_BSD.dtype)
+            full_BSD = restore(encoded_BUD, side.visible, length, slots["mask_token"][...])
+        return full_BSD + spread(slots["position"][...][:, : full_BSD.shape[1]], full_BSD.shape, full_BSD.dtype)
 
 
 def join(

@@ -9,7 +9,7 @@ from flax import nnx
 
 from maskvlm_jax.models import primitives
 
-Dtype = jnp.dtype | str
+Dtype = primitives.Dtype
 
 
 def kernel_init(std: float | None) -> Callable:
@@ -32,31 +32,41 @@ class Dense(nnx.Module):
 
     The leading axes are flattened first: XLA's CPU backend runs the weight gradient of a rank-3 product at a fraction
     of the speed of the rank-2 one; on TPU and GPU the reshape costs nothing.
+
+    Args:
+        dtype: of the factors.
+        out: of the result; `dtype` where None.
+        exact: float32 factors in full, where TPUs and GPUs would round them: for small heads, whose results are
+            compared with each other or divided by a small temperature.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, init_std: float | None = 0.02, dtype: Dtype = "float32", rngs: nnx.Rngs
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        init_std: float | None = 0.02,
+        dtype: Dtype = "float32",
+        out: Dtype | None = None,
+        exact: bool = False,
+        rngs: nnx.Rngs,
     ):
         self.kernel = nnx.Param(kernel_init(init_std)(rngs.params(), (inputs, outputs), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
         self.dtype = dtype
+        self.product = primitives.Product(dtype, out or dtype, jax.lax.Precision.HIGHEST if exact else None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self._apply(dense, x)
+        return self._apply(primitives.dense, x)
 
     def of_gelu(self, x: jax.Array) -> jax.Array:
         """gelu(x) W + b, with the exact (erf) GELU."""
         return self._apply(primitives.gelu_dense, x)
 
     def _apply(self, product: Callable, x: jax.Array) -> jax.Array:
-        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        flat = product(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel, bias)
-        return flat.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-def dense(x_MD: jax.Array, kernel_DE: jax.Array, bias_E: jax.Array) -> jax.Array:
-    """x W + b."""
-    return x_MD @ kernel_DE + bias_E
+        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        flat = product(flat, self.kernel[...], self.bias[...], self.product)
+        return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -116,7 +126,8 @@ class Positions(NamedTuple):
 def restore(visible_BUD: jax.Array, visible: Positions, length: int, mask_token: jax.Array) -> jax.Array:
     """(B, length, D): `visible_BUD` at the positions it was taken from, the mask token at all others."""
     rows = jnp.arange(visible_BUD.shape[0])[:, None]
-    slots_BSD = jnp.broadcast_to(mask_token, (visible_BUD.shape[0], length, visible_BUD.shape[2]))
+    shape = (visible_BUD.shape[0], length, visible_BUD.shape[2])
+    slots_BSD = primitives.spread(mask_token, shape, visible_BUD.dtype)
     # A padded entry is written outside the sequence, where it is dropped.
     ids_BU = jnp.where(visible.valid_BM, visible.ids_BM, length)
     return slots_BSD.at[rows, ids_BU].set(visible_BUD, mode="drop")
@@ -173,7 +184,7 @@ class Attention(nnx.Module):
         weights_BHRT = jax.nn.softmax(logits_BHRT).astype(dtype)
         mean_BHRD = jnp.einsum("bhrt,btd->bhrd", weights_BHRT, context_BTD)
         out_BRD = jnp.einsum("bhrd,dhk->brhk", mean_BHRD, value_DHK).reshape(x_BRD.shape)
-        return self.out(out_BRD + self.value.bias[...].astype(dtype))
+        return self.out(out_BRD + primitives.spread(self.value.bias[...], out_BRD.shape, out_BRD.dtype))
 
     def _split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.heads, -1)

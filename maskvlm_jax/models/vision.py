@@ -181,22 +181,23 @@ class ImageEncoder(nnx.Module):
         key, block_key = (None, None) if key is None else jax.random.split(key)
         x_BND = self.patch_embedding(image_BYXC)
         token = self.mask_token[...] if mask_token is None and self.mask_token is not None else mask_token
-        token = None if token is None else token.astype(x_BND.dtype)
         drop = masked_BN is not None and self.hidden == "drop"
         if masked_BN is not None and self.hidden == "token":
-            x_BND = jnp.where(masked_BN[:, :, None], token, x_BND)
-        position = self.position[...].astype(x_BND.dtype)
-        x_BSD = x_BND + position[:, self.class_tokens :]
+            x_BND = jnp.where(masked_BN[:, :, None], primitives.spread(token, x_BND.shape, x_BND.dtype), x_BND)
+        position = self.position[...]
+        patch_BND = primitives.spread(position[:, self.class_tokens :], x_BND.shape, x_BND.dtype)
+        x_BSD = x_BND + patch_BND
         if drop:
             x_BSD = take(x_BSD, visible.ids_BM)
         if self.class_token is not None:
-            start_11D = self.class_token[...].astype(x_BND.dtype) + position[:, :1]
-            x_BSD = jnp.concatenate([jnp.broadcast_to(start_11D, (len(x_BSD), 1, self.width)), x_BSD], axis=1)
+            start_11D = self.class_token[...] + position[:, :1]
+            start_B1D = primitives.spread(start_11D, (len(x_BSD), 1, self.width), x_BSD.dtype)
+            x_BSD = jnp.concatenate([start_B1D, x_BSD], axis=1)
         x_BSD = dropout(x_BSD, self.dropout, key)
         keys = layer_keys(block_key, self.blocks.depth)
         x_BSD = self.norm(self.blocks.scan(lambda block, x, key: block(x, key=key), x_BSD, keys))
         if drop:
             slots_BND = restore(x_BSD[:, self.class_tokens :], visible, self.patches, token)
-            hidden_BND = jnp.where(masked_BN[:, :, None], slots_BND + position[:, self.class_tokens :], slots_BND)
+            hidden_BND = jnp.where(masked_BN[:, :, None], slots_BND + patch_BND, slots_BND)
             x_BSD = jnp.concatenate([x_BSD[:, : self.class_tokens], hidden_BND], axis=1)
         return x_BSD

@@ -50,7 +50,7 @@ class VLM(nnx.Module):
         self.image_encoder = ImageEncoder(**image, mask_token=not shared_mask, **shared, rngs=rngs)
         self.text_encoder = TextEncoder(**text, **shared, rngs=rngs)
         self.fusion = FUSIONS[kind](**fusion, **shared, rngs=rngs) if kind != "none" else None
-        head = {"init_std": shared["init_std"], "rngs": rngs}
+        head = {"init_std": shared["init_std"], "exact": True, "rngs": rngs}
         self.image_projection = Dense(image["width"], embed, **head) if embed else None
         self.text_projection = Dense(text["width"], embed, **head) if embed else None
         self.log_scale = temperature_scale == "log"
@@ -83,6 +83,11 @@ class VLM(nnx.Module):
         if self.temperature is not None:
             ends = tuple(map(math.log, TEMPERATURE_RANGE)) if self.log_scale else TEMPERATURE_RANGE
             self.temperature[...] = jnp.clip(self.temperature[...], *ends)
+
+
+def cosine(left_BE: jax.Array, right_GE: jax.Array) -> jax.Array:
+    """cosine_BG of rows of unit length, in full float32: the temperature makes errors up to a thousand times larger."""
+    return jnp.matmul(left_BE, right_GE.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def normalize(x: jax.Array) -> jax.Array:

@@ -64,7 +64,7 @@ class Objective(base.Objective):
     ):
         self.decoder = CrossStack(**decoder, **shared, rngs=rngs) if decoder["depth"] else None
         outputs = 3 * vlm.image_encoder.patch**2
-        self.to_pixels = Dense(decoder["width"], outputs, init_std=shared["init_std"], rngs=rngs)
+        self.to_pixels = Dense(decoder["width"], outputs, init_std=shared["init_std"], exact=True, rngs=rngs)
         self.other, self.norm, self.patch = other, norm, vlm.image_encoder.patch
         self.views = {"image": frozenset({"masked"}), "text": frozenset({other})}
 

@@ -14,6 +14,7 @@ from flax import nnx
 
 from maskvlm_jax.context import Context
 from maskvlm_jax.models.layers import Dense, Positions
+from maskvlm_jax.models.primitives import Product, dense
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives import base
 from maskvlm_jax.objectives.reduce import batch_mean_terms, masked_mean
@@ -43,7 +44,8 @@ class Objective(base.Objective):
         if tie:
             self.bias = nnx.Param(jnp.zeros((vocab_size,), jnp.float32))
         else:
-            self.to_words = Dense(width, vocab_size, **{k: shared[k] for k in ("init_std", "dtype")}, rngs=rngs)
+            common = {name: shared[name] for name in ("init_std", "dtype")}
+            self.to_words = Dense(width, vocab_size, out="float32", **common, rngs=rngs)
         self.views = {"image": frozenset({other}), "text": frozenset({"masked"})}
 
     def predict(self, ctx: Context) -> tuple[jax.Array, Positions]:
@@ -51,8 +53,9 @@ class Objective(base.Objective):
         positions = ctx.masked_tokens
         fused_BMD = ctx.fuse_masked_tokens(self.other)
         if self.tie:
-            words_VD = ctx.vlm.text_encoder.embedding[...].astype(fused_BMD.dtype)
-            return jnp.einsum("BMD,VD->BMV", fused_BMD, words_VD) + self.bias[...], positions
+            words_VD, flat_MD = ctx.vlm.text_encoder.embedding[...], fused_BMD.reshape(-1, fused_BMD.shape[-1])
+            logits_MV = dense(flat_MD, words_VD.T, self.bias[...], Product(fused_BMD.dtype, "float32"))
+            return logits_MV.reshape(*fused_BMD.shape[:2], -1), positions
         return self.to_words(fused_BMD), positions
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

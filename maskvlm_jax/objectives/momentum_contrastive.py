@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskvlm_jax.context import Context
-from maskvlm_jax.models.vlm import VLM
+from maskvlm_jax.models.vlm import VLM, cosine
 from maskvlm_jax.objectives import base
 
 
@@ -62,7 +62,7 @@ class Objective(base.Objective):
 
         def direction(own_BE, teacher_BE, others_GE):
             logits_BG, teacher_BG = (
-                jnp.where(excluded_BG, -jnp.inf, x @ others_GE.T / temperature) for x in (own_BE, teacher_BE)
+                jnp.where(excluded_BG, -jnp.inf, cosine(x, others_GE) / temperature) for x in (own_BE, teacher_BE)
             )
             return distilled_cross_entropy(logits_BG, jax.lax.stop_gradient(teacher_BG), alpha), logits_BG
 

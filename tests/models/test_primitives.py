@@ -37,7 +37,8 @@ def test_gelu_and_the_dense_layer_after_it(dtype):
     exact = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
     assert_same(primitives.gelu, exact, [3 * normal(4, 3, 8)], dtype)
     arguments = [3 * normal(6, 5), normal(5, 3, seed=1), normal(3, seed=2)]
-    assert_same(primitives.gelu_dense, lambda x, w, b: exact(x) @ w + b, arguments, dtype)
+    of_gelu = lambda x, w, b: primitives.gelu_dense(x, w, b, primitives.Product(dtype, dtype))  # noqa: E731
+    assert_same(of_gelu, lambda x, w, b: exact(x) @ w + b, arguments, dtype)
 
 
 def test_gelu_far_from_zero():
@@ -72,6 +73,14 @@ def test_attention(dtype, padded, keys):
     others = [jnp.arange(keys) < np.array([[keys], [1], [(keys + 1) // 2]])] if padded else []
     arguments = [normal(3, 5, 2, 4), normal(3, keys, 2, 4, seed=1), normal(3, keys, 2, 4, seed=2)]
     assert_same(primitives.attend, plain_attention, arguments, dtype, others)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU: cuDNN")
+@pytest.mark.parametrize(("queries", "keys"), [(197, 197), (30, 197), (1, 64)])
+def test_attention_by_cudnn(queries, keys):
+    arguments = [normal(3, queries, 2, 64), normal(3, keys, 2, 64, seed=1), normal(3, keys, 2, 64, seed=2)]
+    assert primitives.fused_by_cudnn(*(x.astype("bfloat16") for x in arguments[:2]))
+    assert_same(primitives.attend, plain_attention, arguments, "bfloat16")
 
 
 def test_attention_keeps_the_smaller_of_weights_and_projections():
@@ -113,3 +122,26 @@ def test_few_queries_read_a_sequence_without_its_keys_and_values(padded):
         jax.tree.leaves((out, pull(weights))), jax.tree.leaves((expected, plain_pull(weights))), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (1, 4, 5), (3, 4, 5)])
+def test_spread(dtype, shape):
+    own = lambda x: primitives.spread(x, (3, 4, 5), dtype)  # noqa: E731
+    assert_same(own, lambda x: jnp.broadcast_to(x, (3, 4, 5)), [normal(*shape)], dtype)
+
+
+def test_gradients_of_what_is_spread_over_a_batch_are_sums_in_float32():
+    """One part in 256 is all that bfloat16 tells apart: a sum of 60,000 ones in it stands still at 256."""
+    count, product = 60_000, primitives.Product("bfloat16", "bfloat16")
+    x = jnp.ones((count, 2), jnp.bfloat16)
+
+    def total(token, kernel, bias):
+        x_MD = x + primitives.spread(token, x.shape, "bfloat16")
+        return jnp.sum(primitives.dense(x_MD, kernel, bias, product), dtype=jnp.float32)
+
+    token, kernel, bias = jax.grad(total, argnums=(0, 1, 2))(jnp.zeros(2), jnp.eye(2), jnp.zeros(2))
+    for gradient in (token, bias):
+        np.testing.assert_array_equal(gradient, [count, count])
+    np.testing.assert_allclose(kernel, np.full((2, 2), count), rtol=1e-6)
+    assert token.dtype == kernel.dtype == bias.dtype == jnp.float32
