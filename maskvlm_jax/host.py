@@ -1,9 +1,11 @@
 """Settings of this process that the arithmetic does not see."""
 
 import ctypes
+import importlib.util
 import logging
 import multiprocessing
 import os
+import pkgutil
 import platform
 import sys
 import warnings
@@ -48,6 +50,40 @@ def give_back_freed_memory() -> None:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+# What XLA is told where it compiles for NVIDIA's GPUs; `benchmarks/accelerator.sh` ran with these on an H100. Each one
+# that XLA_FLAGS names already stays as it is there.
+_XLA_FLAGS = {
+    # Its search for tilings of norms and softmax takes more than half of a step's compilation, on one core: 138 s of it
+    # with the pass and 61 s without, at `mini`.
+    "xla_disable_hlo_passes": "triton-softmax-rewriter",
+    # Every shape of product is compiled in tens of variants, which are timed; cuBLAS has its own ready.
+    "xla_gpu_enable_triton_gemm": "false",
+}
+_DETERMINISTIC = {"xla_gpu_deterministic_ops": "true"}
+
+
+def prepare_accelerator(*, deterministic: bool = False) -> None:
+    """Settings of XLA and JAX for NVIDIA's GPUs, where JAX has its plugin for them; before any array is made.
+
+    Args:
+        deterministic: only operations that give the same bits every time. Without it sums by atomic additions, in
+            gradients of look-ups and of attention for two, may end in any order.
+    """
+    plugins = importlib.util.find_spec("jax_plugins")
+    names = [module.name for module in pkgutil.iter_modules(plugins.submodule_search_locations)] if plugins else []
+    if not any(name.startswith("xla_cuda") for name in names):
+        return
+    given = os.environ.get("XLA_FLAGS", "")
+    wanted = _XLA_FLAGS | (_DETERMINISTIC if deterministic else {})
+    added = [f"--{name}={value}" for name, value in wanted.items() if f"--{name}=" not in given]
+    os.environ["XLA_FLAGS"] = " ".join([*given.split(), *added])
+    # One ready kernel for all random draws: a model's first parameters are hundreds, each of which XLA would compile.
+    # The bits are the same. Read when jax is imported, and told it where it is already.
+    os.environ.setdefault("JAX_THREEFRY_GPU_KERNEL_LOWERING", "1")
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_threefry_gpu_kernel_lowering", True)
 
 
 def quiet_libraries() -> None:

@@ -109,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     host.quiet_libraries()
     try:
         config, workdir = parse(sys.argv if argv is None else argv)
+        host.prepare_accelerator(deterministic=config.get("deterministic", False))
         joined = {"processes": _PROCESSES.value, "process": _PROCESS.value, "timeout": _TIMEOUT.value}
         processes.join(_COORDINATOR.value, **joined)
         importlib.import_module(TASKS[config.task]).run(config, workdir)

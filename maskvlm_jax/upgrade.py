@@ -9,7 +9,7 @@ from typing import Any
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.files import read_json, write_json
 
-FORMAT = 2  # of config.json; raise it with every key that is added or that changes its meaning
+FORMAT = 3  # of config.json; raise it with every key that is added or that changes its meaning
 _KEY = "format"
 
 
@@ -61,4 +61,9 @@ def _to_2(config: dict[str, Any]) -> None:
             objective["weight"] *= config["model"]["image"]["width"] ** 0.5
 
 
-_STEPS = {1: _to_2}
+def _to_3(config: dict[str, Any]) -> None:
+    """The choice of deterministic operations."""
+    config.setdefault("deterministic", False)
+
+
+_STEPS = {1: _to_2, 2: _to_3}

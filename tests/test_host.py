@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,3 +61,26 @@ def test_a_process_that_starts_anew_keeps_its_number_and_its_arguments():
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         told = json.loads(process.communicate(timeout=60)[0])
     assert told == [process.pid, "glibc.malloc.hugetlb=1", ["a b", "--c=d"]]
+
+
+def prepared(monkeypatch, plugins: list[str], flags: str = "", **options) -> list[str]:
+    """XLA_FLAGS after `prepare_accelerator`, where JAX has these plugins."""
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.delenv("JAX_THREEFRY_GPU_KERNEL_LOWERING", raising=False)
+    monkeypatch.setattr(host.pkgutil, "iter_modules", lambda path: [SimpleNamespace(name=name) for name in plugins])
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[]))
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    host.prepare_accelerator(**options)
+    return os.environ["XLA_FLAGS"].split()
+
+
+def test_flags_are_for_nvidia_alone_and_never_in_the_users_way(monkeypatch):
+    assert prepared(monkeypatch, []) == prepared(monkeypatch, ["libtpu"]) == []
+    flags = prepared(monkeypatch, ["xla_cuda13"], "--xla_gpu_enable_triton_gemm=true --xla_dump_to=here")
+    assert "--xla_gpu_enable_triton_gemm=true" in flags and "--xla_gpu_enable_triton_gemm=false" not in flags
+    assert "--xla_dump_to=here" in flags and "--xla_gpu_deterministic_ops=true" not in flags
+    assert os.environ["JAX_THREEFRY_GPU_KERNEL_LOWERING"] == "1"
+
+
+def test_deterministic_operations_are_asked_for_by_a_flag(monkeypatch):
+    assert "--xla_gpu_deterministic_ops=true" in prepared(monkeypatch, ["xla_cuda13"], deterministic=True)

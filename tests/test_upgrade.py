@@ -14,7 +14,7 @@ from maskvlm_jax.errors import UserError
 def format_1(recipe: str) -> dict:
     """A config as the first format had it: without the keys that came later."""
     config = configs.to_json(pretrain.get_config(f"recipe={recipe}"))
-    for key in ("epochs", "checkpoint_step"):
+    for key in ("epochs", "checkpoint_step", "deterministic"):
         del config[key]
     del config["model"]["temperature_scale"]
     del config["evaluation"]["choose_images"]
