@@ -118,6 +118,7 @@ def main() -> int:
     if args.batches < 1:
         parser.error("--batches must be 1 or more")
     host.quiet_libraries()
+    host.prepare_accelerator()
 
     def measure() -> dict[str, Any]:
         workdir = Path(args.run) if args.run else None

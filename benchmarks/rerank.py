@@ -138,6 +138,7 @@ def main() -> int:
     if min(args.k) < 1:
         parser.error("--k must be 1 or more")
     host.quiet_libraries()
+    host.prepare_accelerator()
     return finish(
         lambda: run(args.checkpoint, split=args.split, images=args.images, ks=args.k, score=args.score),
         table,

@@ -78,8 +78,8 @@ class Shape:
         return synthetic_batch(**{name: getattr(self, name) for name in names}, seed=seed)
 
 
-# The paper's model made small enough for a CPU: post-norm text and cross blocks as there, which the sizes of
-# `configs/common.py` that train from scratch do not have.
+# The first two are the paper's model made small enough for a CPU: post-norm text and cross blocks as there, which the
+# sizes of `configs/common.py` that train from scratch do not have. The last is the paper's, for an accelerator.
 SHAPES = {
     "torch-tiny": Shape(
         image_size=64,
@@ -110,6 +110,21 @@ SHAPES = {
         vocab=8_192,
         embed=256,
         batch_size=32,
+    ),
+    "torch-base": Shape(
+        image_size=224,
+        patch=16,
+        mask_cell=2,
+        width=768,
+        heads=12,
+        image_depth=12,
+        text_depth=12,
+        cross_depth=3,
+        decoder_depth=3,
+        length=30,
+        vocab=50_265,
+        embed=256,
+        batch_size=128,
     ),
 }
 

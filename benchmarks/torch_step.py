@@ -2,6 +2,7 @@
 
     python benchmarks/torch_step.py --shape torch-tiny --steps 10
     python benchmarks/torch_step.py --shape torch-small --compile --dtype bfloat16
+    python benchmarks/torch_step.py --shape torch-base --device cuda --compile --dtype bfloat16
 
 `benchmarks/compare_torch.py` runs it in turns with ours; `tests/test_torch_step.py` shows that both compute the same
 losses and gradients from the same parameters. It needs torch and NumPy. It prints one JSON object.
@@ -200,9 +201,9 @@ def draw_negatives(similarity_BB: Tensor) -> Negatives:
     return image_of_text_B, text_of_image_B
 
 
-def to_torch(batch: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+def to_torch(batch: Mapping[str, np.ndarray], device: str = "cpu") -> dict[str, Tensor]:
     """A batch of `benchmarks.shapes` as the model reads it."""
-    tensors = {name: torch.from_numpy(batch[name]) for name in INPUTS}
+    tensors = {name: torch.from_numpy(batch[name]).to(device) for name in INPUTS}
     tensors["image"] = tensors["image"].permute(0, 3, 1, 2).contiguous()
     return tensors | {name: tensors[name].long() for name in ("tokens", "tokens_masked")}
 
@@ -226,7 +227,8 @@ def train_step(
 ) -> dict[str, float]:
     """One step; returns the losses."""
     optimizer.zero_grad()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         losses = model(batch)
     sum(losses.values()).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -242,12 +244,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed, after one that warms up")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
     shape = SHAPES[args.shape]
     shape = dataclasses.replace(shape, batch_size=args.batch_size or shape.batch_size)
     torch.manual_seed(0)
-    model = MaskVLM(shape)
-    optimizer, batch, dtype = make_optimizer(model), to_torch(shape.batch()), getattr(torch, args.dtype)
+    torch.set_float32_matmul_precision("high")  # on a GPU, TF32; JAX's default too
+    model = MaskVLM(shape).to(args.device)
+    optimizer, batch = make_optimizer(model), to_torch(shape.batch(), args.device)
+    dtype = getattr(torch, args.dtype)
     if args.compile:
         model.compile()
     seconds = []
@@ -258,6 +263,8 @@ def main() -> None:
     median = statistics.median(seconds[1:])
     result = {
         "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else args.device,
+        "device_peak_mib": torch.cuda.max_memory_allocated() / 2**20 if args.device == "cuda" else None,
         "threads": torch.get_num_threads(),
         "dtype": args.dtype,
         "compiled": args.compile,

@@ -34,6 +34,7 @@ from configs import common, pretrain
 from maskvlm_jax import config as configs
 from maskvlm_jax import flops, host, optim, sharding, train, train_step
 from maskvlm_jax.errors import UserError
+from maskvlm_jax.models import primitives
 
 # A parameter belongs to the first tower whose name its path has; the heads have the rest.
 TOWERS = {
@@ -52,7 +53,8 @@ class Matmul:
         # An accelerator needs larger matrices, and several products in a row, to be busy.
         sides, self._calls = ((1024, 2048), 1) if jax.default_backend() == "cpu" else ((4096, 8192), 20)
         self._multiply = jax.jit(jnp.matmul)
-        self._inputs = {side: jnp.full((side, side), 1 / side, dtype, device=jax.devices()[0]) for side in sides}
+        # Random: a GPU takes more power, and runs slower, where many bits change.
+        self._inputs = {side: jax.random.normal(jax.random.key(0), (side, side), dtype) for side in sides}
         self._gflops: dict[int, list[float]] = {side: [] for side in sides}
         for x in self._inputs.values():
             jax.block_until_ready(self._multiply(x, x))
@@ -267,12 +269,16 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, help="pairs a step; the config's by default")
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config value; repeatable")
+    parser.add_argument("--plain-attention", action="store_true", help="never cuDNN's, for comparison")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     if args.steps < 1:
         parser.error("--steps must be 1 or more")
     host.quiet_libraries()
+    host.prepare_accelerator()
     config = chosen_config(args)
+    if args.plain_attention:
+        primitives.FEWEST_FUSED_KEYS = sys.maxsize
 
     def measure() -> dict[str, Any]:
         set_values(config, args.set)

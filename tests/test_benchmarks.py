@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import compare_torch, loss_gradients, profile_step, rerank, shapes, train_step
+from benchmarks import accelerator, compare_torch, loss_gradients, profile_step, rerank, shapes, train_step
 from configs import pretrain
 from maskvlm_jax import config as configs
 from maskvlm_jax.context import masked_token_capacity
@@ -271,3 +271,44 @@ def test_profile_step_accounts_for_all_cores(benchmark):
     spent = result["core_milliseconds"]
     assert sum(spent.values()) == pytest.approx(result["cores"] * result["step_milliseconds"])
     assert spent[profile_step.PRODUCTS] > 0 and spent["GELU"] > 0
+
+
+@pytest.fixture(scope="module")
+def measured(cli_environment, tmp_path_factory):
+    """Runs parts of `accelerator.sh` at toy size; returns the finished process and OUT/results.jsonl by part."""
+    out = tmp_path_factory.mktemp("accelerator")
+
+    def run(*flags: str) -> tuple[subprocess.CompletedProcess, dict[str, dict]]:
+        command = [ROOT / "benchmarks" / "accelerator.sh", out, "--dry", *flags]
+        environment = cli_environment | {"PYTHON": sys.executable}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        lines = map(json.loads, (out / "results.jsonl").read_text().splitlines())
+        return done, {line["part"]: line for line in lines}
+
+    return run
+
+
+def test_an_accelerators_numbers_are_held_against_a_cpus(measured):
+    parts = ["numerics/reference", "numerics/bfloat16,default"]
+    done, results = measured("--only", *parts)
+    assert done.returncode == 0, done.stdout + done.stderr
+    errors = results[parts[1]]["result"]
+    assert max(map(abs, errors["losses"].values())) < 0.01 and 1e-4 < errors["gradients"]["all"] < 0.05
+    assert {"kernels", "biases of dense layers", "tokens and positions", "fusion"} <= errors["gradients"].keys()
+    again, same = measured("--only", *parts)
+    assert same == results and "done" not in again.stdout  # what is there is not run again
+    assert "| gradient, fusion |" in again.stdout
+
+
+def test_a_part_that_failed_is_told():
+    tables = accelerator.tables({"tests": {"part": "tests", "seconds": 1.0, "failed": "longer than 150 s"}})
+    assert list(tables) == ["failed: tests: longer than 150 s"]
+
+
+@pytest.mark.slow
+def test_every_part_of_the_accelerators_script_runs_at_toy_size(measured):
+    done, results = measured("--seconds", "1200")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert results["bits/as it is"]["result"]["equal"] and results["bits/deterministic"]["result"]["equal"]
+    assert results["bits/as it is"]["result"]["resumed_at"] > 0
+    assert results["curves"]["result"]["largest_difference"] < 0.01

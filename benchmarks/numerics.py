@@ -1,0 +1,130 @@
+"""Losses and gradients of one batch, to be compared between devices and precisions.
+
+    JAX_PLATFORMS=cpu python benchmarks/numerics.py --write FILE
+    python benchmarks/numerics.py --against FILE --dtype bfloat16
+    python benchmarks/numerics.py --against FILE --dtype float32 --precision highest
+
+FILE holds parameters, losses and gradients; the second command starts from its parameters. Errors are
+‖g − g*‖ / ‖g*‖ of each group of parameters. Negatives are drawn uniformly: by similarity, a difference in the last bit
+could draw another one.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from benchmarks.command import finish
+from benchmarks.train_step import TOWERS, set_values, synthetic_batch
+from configs import common, pretrain
+from maskvlm_jax import config as configs
+from maskvlm_jax import host, optim, sharding, train
+from maskvlm_jax.errors import UserError
+
+# Kinds of parameters whose gradients are sums over all positions of a batch.
+KINDS = {
+    "kernels": r"/kernel$",
+    "biases of dense layers": r"(?<!norm)(?<!norm\d)/bias$",
+    "norms": r"norm\d?/(scale|bias)$",
+    "tokens and positions": r"/(position|class_token|mask_token)$",
+    "word embedding": r"/embedding$",
+}
+
+
+def gradients(config: ConfigDict, params: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+    """Parameters, losses and gradients of a made-up batch by path: param/..., loss/..., grad/...
+
+    Args:
+        params: by path; those of the config's seed where None.
+    """
+    configs.check(config)
+    mesh = sharding.make_mesh(**config.mesh)
+    with jax.set_mesh(mesh):
+        built = train.build(config, mesh)
+        state = built.init()
+        start = optim.map_by_path(lambda path, leaf: params[path] if params else np.asarray(leaf), state.params)
+
+        def loss(params: Any, batch: dict[str, jax.Array]):
+            output = nnx.merge(built.graphdef, params)(batch, jax.random.key(0), teacher=None, queue=None, progress=1.0)
+            return output.loss, output.metrics
+
+        batch = sharding.put(synthetic_batch(config), mesh)
+        (total, metrics), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(start, batch)
+    found = {"loss/all": np.asarray(total)}
+    found |= {f"loss/{name[:-5]}": np.asarray(value) for name, value in metrics.items() if name.endswith("/loss")}
+    for kind, tree in (("param", start), ("grad", grads)):
+        optim.map_by_path(lambda path, leaf, k=kind: found.update({f"{k}/{path}": np.asarray(leaf)}), tree)
+    return found
+
+
+def errors(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Relative errors of losses, and of the gradient by tower and by kind of parameter."""
+    losses = {name[5:]: float(found[name] / expected[name] - 1) for name in expected if name.startswith("loss/")}
+    paths = [name for name in expected if name.startswith("grad/")]
+
+    def error(chosen: list[str]) -> float:
+        squares = [(np.sum((found[p] - expected[p]) ** 2), np.sum(expected[p] ** 2)) for p in chosen]
+        return float(np.sqrt(sum(a for a, _ in squares) / sum(b for _, b in squares)))
+
+    towers: dict[str, list[str]] = {name: [] for name in TOWERS}
+    for path in paths:
+        towers[next(name for name, parts in TOWERS.items() if any(part in f"{path}/" for part in parts))].append(path)
+    kinds = {kind: [path for path in paths if re.search(pattern, path)] for kind, pattern in KINDS.items()}
+    groups = {"all": paths, **towers, **kinds}
+    return {"losses": losses, "gradients": {name: error(chosen) for name, chosen in groups.items() if chosen}}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Errors in percent."""
+    lines = [f"{result['device']}, {result['dtype']}, precision {result['precision']}"]
+    for title in ("losses", "gradients"):
+        lines += [f"{title}:", *(f"  {name:26}{value:10.4%}" for name, value in result.get(title, {}).items())]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Reads the flags, measures and prints; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    file = parser.add_mutually_exclusive_group(required=True)
+    file.add_argument("--write", metavar="FILE", help="computes in float32 and writes FILE")
+    file.add_argument("--against", metavar="FILE", help="compares with FILE")
+    parser.add_argument("--size", choices=common.SIZES, default="mini", help="of the model")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--precision", choices=("default", "highest"), default="default", help="of float32 products")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config value; repeatable")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+    host.quiet_libraries()
+    host.prepare_accelerator()
+    config = pretrain.get_config(f"size={args.size}")
+    config.objectives.matching.hardness = 0.0
+    config.model.shared.dtype = args.dtype
+    jax.config.update("jax_default_matmul_precision", None if args.precision == "default" else args.precision)
+
+    def measure() -> dict[str, Any]:
+        set_values(config, args.set)
+        configs.resolve_steps(config, 100_000)
+        result = {"device": jax.devices()[0].device_kind, "dtype": args.dtype, "precision": args.precision}
+        if args.write:
+            np.savez(args.write, **gradients(config, None))
+            return result
+        if not Path(args.against).is_file():
+            raise UserError(f"there is no file {args.against}; write it with --write")
+        with np.load(args.against) as stored:
+            expected = dict(stored)
+        params = {name.removeprefix("param/"): x for name, x in expected.items() if name.startswith("param/")}
+        return result | errors(gradients(config, params), expected)
+
+    return finish(measure, table, as_json=args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
