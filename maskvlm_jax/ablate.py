@@ -162,7 +162,7 @@ def summary(values: Sequence[float]) -> tuple[float, float]:
 def write_tables(config: ConfigDict, scores: Scores, folder: Path) -> None:
     """table.csv, a line a run; table.md, a line a row, mean ± standard deviation over seeds; plot.png."""
     names = columns(config, scores)
-    with (folder / "table.csv").open("w", newline="") as file:
+    with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["row", "seed", *names])
         for row, seeds in scores.items():
@@ -171,7 +171,7 @@ def write_tables(config: ConfigDict, scores: Scores, folder: Path) -> None:
     for row, seeds in scores.items():
         cells = [_cell([values[name] for values in seeds.values() if name in values]) for name in names]
         lines.append(f"| {row} | {len(seeds)} | " + " | ".join(cells) + " |")
-    (folder / "table.md").write_text("\n".join(lines) + "\n")
+    (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     plot(config, scores, folder / "plot.png")
 
 
@@ -244,13 +244,13 @@ class Commands:
         if self._signal:
             raise Stopped(self._signal, None)
         if status:
-            lines = log.read_text().strip().splitlines()
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise UserError(f"a run of the grid failed, see {log}: {lines[-1]}")
 
     def _run(self, command: list[str], cores: list[int], log: Path) -> int:
         if self._signal:
             return 0
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             file.write(" ".join(command) + "\n")
             file.flush()
             process = subprocess.Popen(command, env=self._environment, stdout=file, stderr=subprocess.STDOUT)
@@ -301,7 +301,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     commands = Commands(config.parallel, workdir / "compiled")
     with commands.stopping():
         run_grid(config, workdir, commands, commands.stop)
-    print((workdir / "table.md").read_text())
+    print((workdir / "table.md").read_text(encoding="utf-8"))
     print(f"tables and runs are in {workdir}")
 
 
@@ -316,7 +316,7 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
             raise UserError(
                 f"{workdir} holds a grid with other values of {', '.join(differing)}; use another --workdir"
             )
-    path.write_text(json.dumps(wanted, indent=2) + "\n")
+    path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

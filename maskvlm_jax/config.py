@@ -1,8 +1,10 @@
 """What a config must satisfy, checked before anything is allocated, and how it becomes arguments."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +220,18 @@ def model_arguments(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+_PATHS = ("root", "checkpoint", "tokenizer", "out", "data_root")
+
+
+def expand_paths(block: ConfigDict) -> None:
+    """Puts the home folder in the place of a leading ~ in every path of a config: a flag's value met no shell."""
+    for key, value in block.items():
+        if isinstance(value, ConfigDict):
+            expand_paths(value)
+        elif key in _PATHS and isinstance(value, str):
+            block[key] = os.path.expanduser(value)
+
+
 def set_aside(config: ConfigDict, given: set[str]) -> None:
     """Where a flag gives one of steps and epochs, the other's default does not count.
 
@@ -267,8 +281,18 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
+def _holds_a_run(workdir: Path) -> bool:
+    """Whether something has been trained in a workdir."""
+    saved = [
+        path for name in ("checkpoints", "best") if (workdir / name).is_dir() for path in (workdir / name).iterdir()
+    ]
+    return (workdir / "result.json").exists() or any(path.name.split(".")[0].isdigit() for path in saved)
+
+
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     """Writes config.json into a new workdir; a workdir of another run is refused, in every process of a run.
+
+    One in which nothing was saved yet, because its first command was wrong, is no other run: it gets the new config.
 
     Raises:
         UserError: the folder cannot be written, or its config differs in a key that matters.
@@ -279,7 +303,10 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
         if path.exists():
             there = upgrade.read(path)
             differing = differing_keys(there, wanted)
-            if differing:
+            if differing and not _holds_a_run(workdir):
+                if processes.is_main():
+                    shutil.rmtree(workdir / "tokenizer", ignore_errors=True)  # it may be of other values too
+            elif differing:
                 raise UserError(
                     f"{workdir} belongs to a run with other values of {', '.join(differing)}; "
                     f"use another --workdir, or its values to go on: {as_flags(differing, there)}"

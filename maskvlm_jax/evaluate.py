@@ -1,7 +1,7 @@
 """Scores of a model on a split, with the protocol they were taken under; inside training and alone."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,8 +155,8 @@ class Evaluation:
                 print(f"masked_text_accuracy_neighbours is left out, no training captions: {error}")
                 return None
             captions = initial.training_captions(source, NEIGHBOUR_PICTURES, data.get("limit", 0))
-            tokens_TL = np.stack([self._tokenizer.encode(caption, length)[0] for caption in captions])
-            valid_TL = tokens_TL != self._tokenizer.pad_id
+            encoded = [self._tokenizer.encode(caption, length) for caption in captions]
+            tokens_TL, _, valid_TL = (np.stack(arrays) for arrays in zip(*encoded, strict=True))
             self._neighbours = baselines.NeighbourWords(tokens_TL, valid_TL, self._tokenizer.vocab_size)
         return self._neighbours
 
@@ -176,7 +176,9 @@ class Evaluation:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if texts is not None:
-                (folder / f"masked_text_{split}.md").write_text(figures.masked_text_table(data, texts))
+                (folder / f"masked_text_{split}.md").write_text(
+                    figures.masked_text_table(data, texts), encoding="utf-8"
+                )
             for name, sheet in sheets.items():
                 Image.fromarray(sheet).save(folder / f"{name}_{split}.png")
         return sheets
@@ -306,7 +308,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Raises:
         UserError: there is no such workdir, or nothing in it that can be read.
     """
-    with loaded(config) as (trained, evaluation, params, lineage):
+    lock = files.locked(workdir) if processes.is_main() else nullcontext()
+    with loaded(config) as (trained, evaluation, params, lineage), lock:
         result = final_result(evaluation, trained, params, folder=workdir, lineage=lineage)
     show(result, workdir)
 

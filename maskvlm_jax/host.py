@@ -109,6 +109,13 @@ def _tell_unraisable(ignored: Any) -> None:
         sys.__unraisablehook__(ignored)
 
 
+def print_any_text() -> None:
+    """What the terminal's encoding has no letters for is printed as numbers; a caption ends no run."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where tests or notebooks stand in for it
+            stream.reconfigure(errors="backslashreplace")
+
+
 def end_at_once(status: int) -> NoReturn:
     """Ends the process without waiting for what libraries do at its end, from any thread."""
     for worker in multiprocessing.active_children():

@@ -111,8 +111,8 @@ def caption_report(facts: Sequence[survey.Facts], tokenizer: Tokenizer, max_leng
 
     def inner(text: str) -> np.ndarray:
         """Tokens without those of start and end."""
-        tokens, _ = tokenizer.encode(text, LONGEST)
-        return tokens[1 : int((tokens != tokenizer.pad_id).sum()) - 1]
+        tokens, _, valid = tokenizer.encode(text, LONGEST)
+        return tokens[1 : int(valid.sum()) - 1]
 
     lengths, words, unknown, unknown_words = [], [], 0, collections.Counter()
     for caption in (caption for one in facts for caption in one.captions):
@@ -239,6 +239,7 @@ def text(report: Mapping[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit status."""
     host.quiet_libraries()
+    host.print_any_text()
 
     def work() -> None:
         config, _ = command_line.parse(sys.argv if argv is None else argv)
@@ -246,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(
                 f"config.task is {config.task!r}; give the config of a training, such as configs/pretrain.py"
             )
-        folder = Path(flags.FLAGS.workdir or f"inspect/{config.name}")
+        folder = Path(flags.FLAGS.workdir or f"inspect/{config.name}").expanduser()
         print(text(inspect(config, folder, examples=_EXAMPLES.value)))
         print(f"{folder / 'contact_sheet.png'} shows what the model sees, {folder / 'report.json'} has all of this")
 

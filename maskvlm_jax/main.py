@@ -26,7 +26,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from maskvlm_jax import processes
-from maskvlm_jax.config import flatten, set_aside
+from maskvlm_jax.config import expand_paths, flatten, set_aside
 from maskvlm_jax.errors import Absent, Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:structure], see configs/", lock_config=True)
@@ -55,6 +55,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
         rest = flags.FLAGS(argv)
         config = _CONFIG.value
         if config is not None:
+            expand_paths(config)
             set_aside(config, set(config_flags.get_override_values(flags.FLAGS["config"])))
         task = None if config is None else config.get("task")
     except (AttributeError, KeyError) as error:
@@ -67,7 +68,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
         raise UserError(f"unknown argument {rest[1]!r}; flags start with --")
     if task not in TASKS:
         raise UserError(f"config.task is {task!r}; choose among {', '.join(TASKS)}")
-    return config, Path(_WORKDIR.value or default_workdir(config))
+    return config, Path(_WORKDIR.value or default_workdir(config)).expanduser()
 
 
 def _unknown_key(argv: list[str], told: str) -> str:
@@ -107,6 +108,7 @@ def default_workdir(config: ConfigDict) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit status."""
     host.quiet_libraries()
+    host.print_any_text()
     try:
         config, workdir = parse(sys.argv if argv is None else argv)
         host.prepare_accelerator(deterministic=config.get("deterministic", False))

@@ -41,7 +41,7 @@ class MetricWriter:
         with writing(self._path):
             if self._path.exists():
                 _drop_after(self._path, start, evaluate_again)
-            self._file = self._path.open("a")
+            self._file = self._path.open("a", encoding="utf-8")
         with writing(self._events_path):
             # Not its SummaryWriter, whose thread would meet a full disk alone and go on.
             self._events_path.mkdir(exist_ok=True)
@@ -79,7 +79,7 @@ class MetricWriter:
 
 def _drop_after(path: Path, step: int, evaluate_again: bool) -> None:
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             values = json.loads(line)
             again = evaluate_again and values["step"] == step and "loss" not in values
@@ -88,7 +88,7 @@ def _drop_after(path: Path, step: int, evaluate_again: bool) -> None:
         except (ValueError, KeyError):
             continue  # a line that was cut off by a kill
     temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(kept))
+    temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
 
 

@@ -93,7 +93,7 @@ def make_plan(
     seconds = time.monotonic() - clock
     total_flops, text = compiled.flops, compiled.executable.as_text()
     if keep:
-        keep.write_text(text)
+        keep.write_text(text, encoding="utf-8")
     memory, program = compiled.executable.memory_analysis(), Program(text)
     chips, chip = where.all_chips, where.chip
     collectives: dict[str, dict[str, float]] = {}
@@ -294,7 +294,7 @@ def main() -> int:
             raise UserError("no slice; give --slice=v5e-256")
         where = slices.parse(_SLICE.value)
         price = _PRICE.value or where.chip.price
-        keep = Path(_PROGRAM.value) if _PROGRAM.value else None
+        keep = Path(_PROGRAM.value).expanduser() if _PROGRAM.value else None
         run(config, where, attempts=_TRY.value, price=price, as_json=_JSON.value, keep=keep)
 
     return command_line.guarded(work)

@@ -120,7 +120,9 @@ def existing_splits(data: ConfigDict) -> Sequence[str]:
     if data.source == "files" and not data.splits:
         return tuple(read_captions(root / data.captions).splits) or (data.split,)
     # Lists of names, or patterns of shards. Where none is there, opening the split tells what is wrong.
-    there = [name for name, file in data.splits.items() if "{" in file or glob.glob(str(root / file), recursive=True)]
+    there = [
+        name for name, file in data.splits.items() if "{" in file or glob.glob(file, root_dir=root, recursive=True)
+    ]
     return there or (data.split,)
 
 
@@ -133,7 +135,7 @@ def _is_finished(split: Split) -> bool:
     folder, asked = split.folder, split.folder / "work" / "asked.json"
     finished = (folder / records.MANIFEST).exists()
     if finished or asked.exists():
-        there = records.read_manifest(folder)["asked"] if finished else json.loads(asked.read_text())
+        there = records.read_manifest(folder)["asked"] if finished else json.loads(asked.read_text(encoding="utf-8"))
         differing = sorted(key for key in there.keys() | split.asked if there.get(key) != split.asked.get(key))
         if differing:
             other = "from other examples or captions"
@@ -181,7 +183,7 @@ def _prepare(split: Split, config: ConfigDict, crew: pieces.Crew) -> None:
     )
     manifest = _manifest(split, config, table, verdict, kept)
     manifest |= {
-        "shards": [json.loads(write.told.read_text()) for write in writes],
+        "shards": [json.loads(write.told.read_text(encoding="utf-8")) for write in writes],
         "captions_file": captions._asdict(),
     }
     pieces.write_json(split.folder / records.MANIFEST, manifest)

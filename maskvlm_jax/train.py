@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +12,12 @@ from clu import parameter_overview
 from flax import nnx
 from ml_collections import ConfigDict
 
+from maskvlm_jax import checkpoint, evaluate, files, host, initial, metrics, optim, processes, sharding, train_step
 from maskvlm_jax import config as configs
-from maskvlm_jax import evaluate, files, host, initial, metrics, optim, processes, sharding, train_step
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import ledger, pipeline
-from maskvlm_jax.data.sources import Source, open_source, open_training_source
+from maskvlm_jax.data.sources import Source, count_shared, open_source, open_training_source
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.errors import Stopped, UserError, writing
 from maskvlm_jax.pretrainer import Pretrainer
@@ -34,6 +34,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         Stopped: a signal asked to stop; the state is saved.
     """
     configs.check(config)
+    checkpoint.check_folder(workdir)
     initial.check(config, workdir)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
@@ -41,12 +42,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if config.data.text_buckets and jax.process_count() > 1:
         raise UserError("data.text_buckets needs one process: each would cut its rows to another length; set it to ()")
     source = open_training_source(config.data.to_dict(), config.model.image.image_size)
-    for split in (config.evaluation.during, config.evaluation.split):
-        open_source(config.data.to_dict(), split, config.model.image.image_size)
+    shared = _shared(config, source)
     examples = pipeline.check_batch_size(source, config.batch_size, config.data.get("limit", 0))
     config = config.copy_and_resolve_references()
     configs.resolve_steps(config, examples)
     _report(source)
+    with files.locked(workdir) if processes.is_main() else nullcontext():
+        _run_in(workdir, config, source, mesh, shared)
+
+
+def _run_in(workdir: Path, config: ConfigDict, source: Source, mesh: jax.sharding.Mesh, shared: dict[str, int]) -> None:
     configs.claim_workdir(workdir, config)
     if _is_finished(workdir, config.steps):
         print("this run is finished; to score it anew use configs/evaluate.py")
@@ -54,7 +59,23 @@ def run(config: ConfigDict, workdir: Path) -> None:
         return
     tokenizer = initial.tokenizer(config, source, workdir)
     with jax.set_mesh(mesh):
-        _train(config, workdir, source, tokenizer, mesh)
+        _train(config, workdir, source, tokenizer, mesh, shared)
+
+
+def _shared(config: ConfigDict, source: Source) -> dict[str, int]:
+    """Opens what is scored, and counts what of it is trained on too, by split."""
+    shared = {}
+    for split in dict.fromkeys((config.evaluation.during, config.evaluation.split)):
+        scored = open_source(config.data.to_dict(), split, config.model.image.image_size)
+        count = count_shared(source, scored, config.data.get("limit", 0))
+        if count:
+            print(
+                f"warning: {count:,} of the {len(scored):,} examples of split {split} are trained on too; their scores "
+                "tell how well they are remembered"
+            )
+        if count is not None:
+            shared[split] = count
+    return shared
 
 
 # What evaluation.best_metric = "auto" takes: the first that the model has.
@@ -124,7 +145,9 @@ def make_example(config: ConfigDict, source: Source, tokenizer: Tokenizer) -> pi
     )
 
 
-def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> None:
+def _train(
+    config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, shared
+) -> None:
     began = time.monotonic()
     built = build(config, mesh)
     compiled = _compile_ahead(config, built, mesh)
@@ -184,7 +207,7 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
                 progress.restart()
         checkpoints.wait()
         with stop.at_once(config.steps):
-            _finish(config, workdir, evaluation, state, writer, best, watch.told)
+            _finish(config, workdir, evaluation, state, writer, best, watch.told, shared)
 
 
 def _compile_ahead(config: ConfigDict, built: Built, mesh: jax.sharding.Mesh) -> Callable[[], None]:
@@ -207,14 +230,17 @@ def _introduce(config, workdir: Path, source: Source, tokenizer: Tokenizer, stat
     )
     if processes.is_main():
         with writing(workdir / "parameters.txt"):
-            (workdir / "parameters.txt").write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
+            (workdir / "parameters.txt").write_text(
+                parameter_overview.get_parameter_overview(state.params) + "\n", encoding="utf-8"
+            )
 
 
-def _finish(config, workdir: Path, evaluation, state: TrainState, writer, best, told: dict[str, Any]) -> None:
+def _finish(config, workdir: Path, evaluation, state: TrainState, writer, best, told: dict[str, Any], shared) -> None:
     _evaluate(config, evaluation, state, config.steps, writer, best, told)
     print("final evaluation ...", flush=True)
     params = _weights(config, state)
     lineage = evaluate.lineage_of(config, workdir, config.steps, params, told)
+    lineage |= {"examples_trained_on": shared.get(config.evaluation.split)}
     on_figure = lambda name, sheet: writer.figure(config.steps, name, sheet)  # noqa: E731
     result = evaluate.final_result(evaluation, config, params, folder=workdir, lineage=lineage, on_figure=on_figure)
     writer.write(config.steps, config.evaluation.split, result["metrics"])

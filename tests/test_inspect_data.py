@@ -119,7 +119,7 @@ def test_the_contact_sheet_shows_the_first_examples_of_the_run(root, inspected):
 
 def test_the_words_of_an_example_and_which_are_hidden(root):
     tokens = tokenizer.load(root / "tokenizer")
-    ids, _ = tokens.encode("a dog runs", 8)
+    ids, *_ = tokens.encode("a dog runs", 8)
     masked = ids.copy()
     masked[[1, 3]] = tokens.mask_id, ids[2]
     example = {"tokens": ids, "tokens_masked": masked, "token_valid": ids != tokens.pad_id}

@@ -92,7 +92,7 @@ def text_fields(
     caption: str, tokenizer: Tokenizer, rng: np.random.Generator, *, max_length: int, options: dict
 ) -> dict[str, np.ndarray]:
     """The text arrays of one example; `options` are those of `config.masking`."""
-    tokens, word_ids = tokenizer.encode(caption, max_length)
+    tokens, word_ids, valid = tokenizer.encode(caption, max_length)
     text_masked = masking.sample_text_mask(rng, word_ids, ratio=options["text_ratio"], whole_word=options["whole_word"])
     tokens_masked = masking.corrupt_tokens(
         rng,
@@ -105,7 +105,7 @@ def text_fields(
     return {
         "tokens": tokens,
         "tokens_masked": tokens_masked,
-        "token_valid": tokens != tokenizer.pad_id,
+        "token_valid": valid,
         "text_masked": text_masked,
     }
 

@@ -228,10 +228,10 @@ def usable_captions(written: Iterable[Any]) -> list[str]:
         try:
             if isinstance(caption, str):
                 caption.encode()  # JSON can hold half of a surrogate pair, which no tokenizer takes
-            text = caption if isinstance(caption, str) else bytes.decode(caption)
+            text = caption if isinstance(caption, str) else bytes.decode(caption, "utf-8-sig")
         except (TypeError, UnicodeError):
             continue
-        captions.append(" ".join(text.split()))
+        captions.append(" ".join(text.removeprefix("\ufeff").split()))
     return [caption for caption in captions if caption]
 
 

@@ -66,6 +66,24 @@ def open_training_source(data: Mapping[str, Any], image_size: int) -> Source:
     return Mixture(parts)
 
 
+MOST_COMPARED = 2_000_000
+
+
+def count_shared(trained: Source, scored: Source, limit: int = 0) -> int | None:
+    """How many examples of `scored` training sees too, by their ids; None where there are too many to look.
+
+    Args:
+        limit: only the first examples are trained on; 0 = all.
+    """
+    if trained.fingerprint == scored.fingerprint:
+        return min(limit, len(scored)) if limit else len(scored)
+    seen = range(min(limit, len(trained)) if limit else len(trained))
+    if len(seen) + len(scored) > MOST_COMPARED:
+        return None
+    ids = {scored.id(i) for i in range(len(scored))}
+    return len(ids & {trained.id(i) for i in seen})
+
+
 def _parts(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """(name, `config.data` with that set's own values) of each set of a mixture, by name."""
     return [(name, {**data, **part, "mixture": {}}) for name, part in sorted(data["mixture"].items())]
@@ -112,7 +130,11 @@ def _shards(data: Mapping[str, Any], split: str) -> str:
     """The pattern of a split's shards, `data.splits[split]`."""
     if split not in data["splits"]:
         there = ", ".join(sorted(data["splits"])) or "none"
-        raise UserError(f"data.splits has no shards of split {split!r}, only {there}; set --config.data.splits.{split}")
+        wanted = {**data["splits"], split: "PATTERN"}
+        raise UserError(
+            f"data.splits has no shards of split {split!r}, only {there}; give their pattern, such as "
+            f'--config.data.splits="{wanted}"'
+        )
     return data["splits"][split]
 
 

@@ -22,7 +22,9 @@ import numpy as np
 from maskvlm_jax.data.caption_files import usable_captions
 from maskvlm_jax.errors import UserError
 
-_KINDS = dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"), "image")
+_KINDS = dict.fromkeys(
+    ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2"), "image"
+)
 _KINDS |= {"txt": "txt", "json": "json"}  # ending of a member -> what it is to its sample
 _SAMPLE = np.dtype(
     [
@@ -34,7 +36,7 @@ _SAMPLE = np.dtype(
         ("key_end", "<i8"),  # where the key ends among the shard's keys
     ]
 )
-_MAGIC = b"maskvlm_jax tar index 1 "
+_MAGIC = b"maskvlm_jax tar index 2 "
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -138,22 +140,36 @@ def _index_tar(path: Path, name: str, stamp: tuple[int, int], caption_key: str) 
     return Shard(name, stamp, np.array(rows, _SAMPLE), bytes(keys), dict(+report), digest.hexdigest())
 
 
-def _samples(path: Path, tar_size: int, report: Counter[str]) -> dict[str, dict[str, tuple[int, int]]]:
-    """Returns key -> "image", "txt" and "json" -> where it starts and its size; none of them is empty."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    repeated = set()
+Places = dict[str, tuple[int, int]]  # "image", "txt" and "json" -> where it starts and its size; none is empty
+
+
+def _samples(path: Path, tar_size: int, report: Counter[str]) -> dict[str, Places]:
+    """Returns key -> places, in the order of the keys' first members.
+
+    Where a key ends, shards do not agree: it may have dots of its own (v1.0000.jpg, v1.0000.txt), or a member an ending
+    of several parts (0000.image.jpg, 0000.caption.txt). Members belong together whose names are the same up to the last
+    dot; those that find no other so, whose names are the same up to the first.
+    """
+    members: dict[str, list[tuple[str, int, int]]] = {}
     for name, start, size in _members(path, tar_size, report):
         folder, last = posixpath.split(posixpath.normpath(name))
-        stem, _, ending = last.partition(".")
+        stem, _, ending = last.rpartition(".")
         kind = _KINDS.get(ending.lower())
-        if not stem or kind is None:
-            continue
-        key = posixpath.join(folder, stem)
+        if stem and kind is not None:
+            members.setdefault(posixpath.join(folder, stem), []).append((kind, start, size))
+    samples: dict[str, Places] = {}
+    repeated = set()
+    for key, found in members.items():
+        kinds = {kind for kind, _, _ in found}
+        if "image" not in kinds or len(kinds) == 1:
+            folder, last = posixpath.split(key)
+            key = posixpath.join(folder, last.partition(".")[0] or last)
         places = samples.setdefault(key, {})
-        if kind in places:
-            repeated.add(key)
-        elif size:
-            places[kind] = (start, size)
+        for kind, start, size in found:
+            if kind in places:
+                repeated.add(key)
+            elif size:
+                places[kind] = (start, size)
     report["repeated_keys"] = len(repeated)
     return samples
 
@@ -218,9 +234,9 @@ class _Descriptor:
     def __init__(self, path: Path):
         self._number = os.open(path, os.O_RDONLY)
 
-    def __del__(self):
-        with suppress(AttributeError):  # it was never opened
-            os.close(self._number)
+    def __del__(self, close=os.close):  # a default: at the interpreter's end the module's names are gone
+        if (number := getattr(self, "_number", None)) is not None:
+            close(number)
 
     def read(self, start: int, size: int) -> bytes:
         return os.pread(self._number, size, start)

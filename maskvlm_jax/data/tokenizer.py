@@ -30,17 +30,19 @@ class Tokenizer:
         self._backend = backend
         self._backend.no_padding()
         self._backend.no_truncation()
+        self._backend.encode_special_tokens = True  # a caption that says "[MASK]" says so: text is text
         self.pad_id, self.start_id, self.end_id, self.mask_id = (special[k] for k in ("pad", "start", "end", "mask"))
         self.vocab_size = 1 + max(backend.get_vocab().values())
         hidden = {*all_special_ids, *special.values()}
         self.ordinary_ids = np.array([i for i in range(self.vocab_size) if i not in hidden], np.int32)
 
-    def encode(self, caption: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, caption: str, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Start token, the caption's tokens, end token; cut and padded to `max_length`.
 
         Returns:
             tokens: (max_length,) int32.
             word_ids: (max_length,) int32, the word each token belongs to; -1 at special tokens and padding.
+            valid: (max_length,) bool, False at padding. A length, not an id: some tokenizers pad with their end token.
         """
         encoding = self._backend.encode(caption, add_special_tokens=False)
         ids = encoding.ids[: max_length - 2]
@@ -49,7 +51,7 @@ class Tokenizer:
         word_ids = np.full(max_length, -1, np.int32)
         tokens[: len(ids) + 2] = [self.start_id, *ids, self.end_id]
         word_ids[1 : len(ids) + 1] = words
-        return tokens, word_ids
+        return tokens, word_ids, np.arange(max_length) < len(ids) + 2
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens left out."""

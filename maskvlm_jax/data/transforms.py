@@ -8,7 +8,7 @@ import warnings
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
 from maskvlm_jax.data.rand_augment import rand_augment
 
@@ -38,8 +38,19 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte as RGB
 CROP_TRIES = 10
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+# What sets a picture of each other orientation upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _SIDE_WORDS = re.compile(r"\b(left|right)(most|wards?|-?hand(ed)?)?\b", re.IGNORECASE)
 
 
@@ -109,9 +120,23 @@ def decode(image: bytes | np.ndarray, *, min_size: int | tuple[int, int] = 0) ->
         return _check_array(image)
     if not image:
         raise DecodeError("the file is empty or cannot be read", "unreadable")
+    image = _ended(image)
     height, width = (min_size, min_size) if isinstance(min_size, int) else min_size
     pixels = _decode_plain_jpeg(image, height, width)
     return _decode_any(image, max(height, width)) if pixels is None else pixels
+
+
+def _ended(image: bytes) -> bytes:
+    """A JPEG with its end mark, where nothing but that is missing; anything else as it is."""
+    if not image.startswith(_JPEG_START) or image.endswith(_JPEG_END):
+        return image
+    try:
+        simplejpeg.decode_jpeg(
+            image + _JPEG_END, min_height=1, min_width=1, min_factor=8
+        )  # strict: no pixel is made up
+    except ValueError:
+        return image
+    return image + _JPEG_END
 
 
 def _check_array(image: np.ndarray) -> np.ndarray:
@@ -146,10 +171,12 @@ def _jpeg_orientation(image: bytes) -> int:
 
 
 def _orientation(image: Image.Image) -> int:
+    """1 to 8; what is anything else, text or 9 or 0, is no orientation, and the picture upright."""
     try:
-        return image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # A broken EXIF block raises almost anything, and is no reason to lose the picture.
         return 1
+    return value if type(value) is int and value in _UPRIGHT else 1
 
 
 def _decode_any(image: bytes, min_size: int) -> np.ndarray:
@@ -158,8 +185,8 @@ def _decode_any(image: bytes, min_size: int) -> np.ndarray:
             _check_pixel_count(picture.height, picture.width)
             if min_size > 0:
                 picture.draft(None, (min_size, min_size))
-            upright = ImageOps.exif_transpose(picture) if _orientation(picture) != 1 else picture
-            return np.array(_to_rgb(upright))
+            turn = _UPRIGHT.get(_orientation(picture))  # not Pillow's own look at it, which trusts it
+            return np.array(_to_rgb(picture if turn is None else picture.transpose(turn)))
     except DecodeError:
         raise
     except Exception as error:
@@ -186,10 +213,13 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _from_16_bit(values: np.ndarray) -> Image.Image:
+    """Cameras and scanners write 10, 12 or 14 bits into 16: the fewest that hold the brightest pixel are the scale."""
     # Pillow's own conversion clips at 255.
-    if values.min() < 0 or values.max() > 65535:
+    brightest = values.max()
+    if values.min() < 0 or brightest > 65535:
         raise DecodeError("pixels have more than 16 bits")
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+    white = next(2**bits - 1 for bits in (10, 12, 14, 16) if brightest < 2**bits)
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
 
 
 def sample_crop_box(

@@ -26,8 +26,9 @@ _OPENING_THREADS = 8  # a network file system answers several at a time
 class WebDataset:
     """Samples of tar shards; an example's id is SHARD/KEY, with the shard's name relative to the root.
 
-    A sample is the members of one shard that share a key: the name up to the first dot of its last part. The first
-    picture of a key counts. A shard is not extracted, and no name in it is ever a path on disk.
+    A sample is the members of one shard that share a key: the name up to its last dot, or up to the first dot of its
+    last part where nothing else is the same up to the last one. The first picture of a key counts. A shard is not
+    extracted, and no name in it is ever a path on disk.
 
     `report` counts what was left out: `unsafe_members` (links, devices, sparse files, names that are absolute, have ..
     or are not UTF-8), `truncated_shards` (what is whole in them is kept), `repeated_keys` (the first counts),

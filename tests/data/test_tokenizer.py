@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 def test_a_trained_tokenizer_is_read_back_from_its_folder(folder):
     tokenizer = tokenizers.load(folder)
     assert tokenizer.vocab_size <= 120
-    tokens, word_ids = tokenizer.encode("a black DOG", 8)
+    tokens, word_ids, _ = tokenizer.encode("a black DOG", 8)
     assert tokens[0] == tokenizer.start_id and (tokens == tokenizer.end_id).sum() == 1
     assert tokenizer.decode(tokens[1 : int((word_ids >= 0).sum()) + 1]) == "a black dog"
     np.testing.assert_array_equal(
@@ -47,21 +47,21 @@ def test_training_again_gives_the_same_vocabulary_in_every_process():
 
 def test_letters_are_no_special_tokens(folder):
     tokenizer = tokenizers.load(folder)
-    tokens, _ = tokenizer.encode("a d ##o", 10)
+    tokens, *_ = tokenizer.encode("a d ##o", 10)
     assert len(set(tokenizer.ordinary_ids.tolist())) == tokenizer.vocab_size - 5
     assert tokenizer.decode(tokens) == "a d o"  # no caption has a "#"
 
 
 def test_long_captions_are_cut_and_still_end_with_the_end_token(folder):
     tokenizer = tokenizers.load(folder)
-    tokens, word_ids = tokenizer.encode("two dogs running in the snow " * 5, 8)
+    tokens, word_ids, _ = tokenizer.encode("two dogs running in the snow " * 5, 8)
     assert len(tokens) == 8 and tokens[-1] == tokenizer.end_id
     assert (word_ids >= 0).sum() == 6
 
 
 def test_pieces_of_a_word_share_its_number(folder):
     tokenizer = tokenizers.load(folder)
-    _, word_ids = tokenizer.encode("snowdogs a", 16)
+    _, word_ids, _ = tokenizer.encode("snowdogs a", 16)
     pieces = word_ids[word_ids >= 0]
     assert (pieces == 0).sum() > 1 and (pieces == 1).sum() == 1
 
@@ -85,7 +85,7 @@ def test_a_byte_level_roberta_folder_works(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\nd o\ndo g\nĠ dog\n")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
     tokenizer = tokenizers.load(tmp_path)
-    tokens, word_ids = tokenizer.encode("a dog", 6)
+    tokens, word_ids, _ = tokenizer.encode("a dog", 6)
     assert tokens.tolist() == [0, 4, 11, 2, 1, 1]
     assert (tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id, tokenizer.mask_id) == (0, 2, 1, 12)
     assert word_ids.tolist() == [-1, 0, 1, -1, -1, -1]

@@ -1,0 +1,303 @@
+"""What people's own files and habits broke, a test a kind: each with the value that is right."""
+
+import io
+import json
+import re
+import shlex
+import signal
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from maskvlm_jax import checkpoint, files
+from maskvlm_jax import config as configs
+from maskvlm_jax.data import batch, caption_files, sources, transforms
+from maskvlm_jax.data import tokenizer as tokenizers
+from maskvlm_jax.data.files import Files
+from maskvlm_jax.errors import UserError
+from tests.conftest import ROOT, toy_config, toy_flags
+from tests.data import hostile
+from tests.data.test_webdataset import WebDataset, jpeg, write_tar
+
+
+def pictures(folder, names, splits=None, captions="a red square {}"):
+    """A folder of pictures, `captions.csv` and the lists of `splits`."""
+    (folder / "images").mkdir(parents=True)
+    for number, name in enumerate(names):
+        hostile.picture(number).save(folder / "images" / name)
+    rows = [f'{name},"{captions.format(number)}"' for number, name in enumerate(names)]
+    (folder / "captions.csv").write_text("\n".join(["image,caption", *rows]) + "\n", encoding="utf-8")
+    for split, chosen in (splits or {"train": names, "val": names[:2]}).items():
+        (folder / f"{split}.txt").write_text("\n".join(chosen) + "\n", encoding="utf-8")
+    return folder
+
+
+NAMES = [f"p{i:02d}.png" for i in range(10)]
+TRAIN = "--config=configs/pretrain.py:size=tiny,data=files"
+
+
+# --- paths that a library takes for a pattern -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["run [1]", "a]b", "back\\slash"])
+def test_a_workdir_whose_checkpoints_could_not_be_found_is_refused_before_anything_is_made(name, tmp_path, cli):
+    with pytest.raises(UserError, match="give another --workdir"):
+        checkpoint.check_folder(tmp_path / name / "inner")
+    process = cli("--config=configs/pretrain.py", *toy_flags(), f"--workdir={tmp_path / name}")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["what?", "star*", "a {b,c}", "ünï", "with space"])
+def test_in_any_other_folder_what_was_saved_is_found(name, tmp_path):
+    checkpoint.check_folder(tmp_path / name)
+    saved = checkpoint.Checkpoints(tmp_path / name)
+    saved._checkpointer.save_checkpointables(3, {"progress": {"a": 1}})
+    assert saved.steps == [3] and checkpoint.Checkpoints(tmp_path / name, writable=False).steps == [3]
+
+
+def test_all_splits_of_a_root_in_brackets_are_prepared(tmp_path, cli):
+    root = pictures(tmp_path / "trip [2019]", NAMES, {"train": NAMES[:8], "val": NAMES[8:]})
+    flags = [f"--config.data.root={root}", f"--config.out={tmp_path / 'out'}", "--config.workers=1"]
+    process = cli("--config=configs/prepare.py:data=files", *flags)
+    assert process.returncode == 0, process.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train", "val"]
+
+
+# --- two runs in one workdir ------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from maskvlm_jax import files
+
+with files.locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_is_refused_in_one_line_and_the_lock_dies_with_its_process(tmp_path, cli):
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "locked\n"
+        before = sorted(path.name for path in tmp_path.iterdir())
+        process = cli("--config=configs/pretrain.py", *toy_flags(), f"--workdir={tmp_path}")
+        assert process.returncode == 2 and process.stderr.count("\n") == 1
+        assert f"process {first.pid}" in process.stderr and "--workdir" in process.stderr
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+        first.send_signal(signal.SIGKILL)
+    with files.locked(tmp_path):
+        pass
+
+
+# --- scored on what it trained on -------------------------------------------------------------------------------------
+
+
+def test_examples_that_are_trained_on_and_scored_are_counted(tmp_path):
+    root = pictures(tmp_path / "data", NAMES, {"train": NAMES[:8], "val": NAMES[6:], "test": NAMES[8:]})
+    lists = {split: f"{split}.txt" for split in ("train", "val", "test")}
+    train, val, test = (
+        Files(root=str(root), images="images", captions="captions.csv", split=split, splits=lists) for split in lists
+    )
+    assert [sources.count_shared(train, scored) for scored in (train, val, test)] == [8, 2, 0]
+    assert sources.count_shared(train, val, limit=7) == 1
+
+
+def test_a_set_without_splits_says_that_it_scores_what_it_trained_on(tmp_path, cli):
+    root = pictures(tmp_path / "data", NAMES)
+    flags = toy_flags(data__root=str(root), data__splits="{}", data__captions="captions.csv")
+    process = cli(TRAIN, *flags, f"--workdir={tmp_path / 'run'}")
+    assert process.returncode == 0, process.stderr
+    assert "10 of the 10 examples of split val are trained on too" in process.stdout
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["protocol"]["examples_trained_on"] == 10
+
+
+# --- words in data that become control tokens -------------------------------------------------------------------------
+
+WORDS = "[MASK] [SEP] [PAD] [CLS] [UNK] </s> <pad> <mask> dog"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Tokenizer folders: our own, and one that pads with its end token."""
+    own, shared = tmp_path_factory.mktemp("own") / "t", tmp_path_factory.mktemp("shared") / "t"
+    backend = tokenizers.train_wordpiece(["a dog", "[MASK] </s> <pad>"], 60)
+    for folder in (own, shared):
+        tokenizers.save(backend, folder)
+    told = json.loads((shared / "tokenizer_config.json").read_text()) | {"pad_token": "[SEP]"}
+    (shared / "tokenizer_config.json").write_text(json.dumps(told))
+    return {"own": own, "pad is end": shared}
+
+
+@pytest.mark.parametrize("which", ["own", "pad is end"])
+def test_text_is_text_and_valid_is_a_length(folders, which):
+    tokenizer = tokenizers.load(folders[which])
+    tokens, _, valid = tokenizer.encode(WORDS, 64)
+    length = int(valid.sum())
+    assert valid[:length].all() and not valid[length:].any() and length > 20
+    special = {tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id, tokenizer.mask_id}
+    assert not special & set(tokens[1 : length - 1].tolist())
+    assert (tokens[0], tokens[length - 1]) == (tokenizer.start_id, tokenizer.end_id)
+    options = {"text_ratio": 0.5, "whole_word": False, "text_corruption": "mask"}
+    for seed in range(20):
+        drawn = batch.text_fields(WORDS, tokenizer, np.random.default_rng(seed), max_length=64, options=options)
+        assert not (drawn["text_masked"] & ~drawn["token_valid"]).any()
+        assert not drawn["text_masked"][[0, length - 1]].any()
+    _, _, cut = tokenizer.encode(WORDS, 8)
+    assert cut.all()
+
+
+# --- members of shards ------------------------------------------------------------------------------------------------
+
+
+def test_keys_with_dots_and_endings_of_several_parts_are_read(tmp_path):
+    keys = ["0000", "v1.0001", "walk 2.8 final", "walk 2.9 final", "a/b.c/0002"]
+    members = [(f"{key}{ending}", data) for key in keys for ending, data in ((".jpg", jpeg("red")), (".txt", b"a dog"))]
+    members += [("0014.image.jpg", jpeg("red")), ("0014.caption.txt", b"a cat")]
+    members += [("0015.jpg.txt", b"a cow"), ("0015.jpg", jpeg("red"))]
+    members += [("0016.jfif", jpeg("red")), ("0016.txt", b"a cow")]
+    write_tar(tmp_path / "x.tar", *members)
+    source = WebDataset(root=str(tmp_path), shards="x.tar")
+    assert [source.id(i) for i in range(len(source))] == [f"x/{key}" for key in (*keys, "0014", "0015", "0016")]
+    assert [source.captions(i) for i in (5, 6)] == [["a cat"], ["a cow"]]
+    assert source.report == {}
+
+
+def test_what_finds_no_other_is_counted(tmp_path):
+    members = [("0.jpg", jpeg("red")), ("0.txt", b"a dog"), ("1.a.jpg", jpeg("red")), ("2.b.txt", b"a dog")]
+    write_tar(tmp_path / "x.tar", *members)
+    source = WebDataset(root=str(tmp_path), shards="x.tar")
+    assert len(source) == 1 and source.report == {"pictures_without_captions": 1, "samples_without_pictures": 1}
+
+
+# --- metadata trusted in type and range -------------------------------------------------------------------------------
+
+
+def with_orientation(value: int | bytes, kind: int = 3) -> bytes:
+    """A JPEG with an EXIF block of one entry, written by hand: kinds are 2 text, 3 a short number, 7 bytes."""
+    data = struct.pack("<H", value) if isinstance(value, int) else value
+    count = 1 if isinstance(value, int) else len(value) // (2 if kind == 3 else 1)
+    place = data.ljust(4, b"\0") if len(data) <= 4 else struct.pack("<I", 26)
+    exif = b"II*\0" + struct.pack("<IHHHI", 8, 1, 0x0112, kind, count) + place + bytes(4) + data
+    block = b"Exif\0\0" + exif
+    jpeg_data = hostile.encoded(hostile.picture(3), "JPEG", quality=95)
+    return jpeg_data[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + jpeg_data[2:]
+
+
+NO_ORIENTATIONS = {
+    "text": (b"6\0", 2),
+    "long text": (b"Rotate 90 CW\0", 2),
+    "bytes": (b"\x06", 7),
+    "nothing": (0, 3),
+    "nine": (9, 3),
+    "largest": (65_535, 3),
+}
+
+
+@pytest.mark.parametrize("name", NO_ORIENTATIONS)
+def test_an_orientation_that_is_none_leaves_the_picture_upright(name):
+    data = with_orientation(*NO_ORIENTATIONS[name])
+    upright = transforms.decode(with_orientation(1))
+    np.testing.assert_array_equal(transforms.decode(data), upright)
+    assert transforms.picture_size(data) == upright.shape[:2]
+    transforms.random_resized_crop(data, np.random.default_rng(0), size=16)
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+def test_every_orientation_is_set_upright_as_pillow_does(value):
+    data = with_orientation(value)
+    expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    found = transforms.decode(data)
+    assert found.shape == expected.shape == (*transforms.picture_size(data), 3)
+    assert np.abs(found.astype(int) - expected).mean() < 3  # two decoders
+
+
+# --- marks, depths and ends of files ----------------------------------------------------------------------------------
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
+    assert caption_files.usable_captions([b"\xef\xbb\xbfa dog", "\ufeffa dog"]) == ["a dog", "a dog"]
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_sixteen_bits_are_scaled_by_those_in_use(bits):
+    ramp = np.linspace(0, 2**bits - 1, 64 * 64).reshape(64, 64).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, "PNG")
+    pixels = transforms.decode(buffer.getvalue())
+    assert (pixels.min(), pixels.max()) == (0, 255) and 120 < pixels.mean() < 135
+
+
+def test_a_jpeg_without_its_end_is_read_and_one_without_pixels_is_not():
+    data = jpeg("red")
+    np.testing.assert_array_equal(transforms.decode(data[:-2]), transforms.decode(data))
+    big = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(big, "JPEG")
+    with pytest.raises(transforms.DecodeError):
+        transforms.decode(big.getvalue()[:-200])
+
+
+# --- advice that can be followed --------------------------------------------------------------------------------------
+
+
+def test_the_flag_that_gives_shards_of_a_split_works_as_it_is_printed(tmp_path, cli):
+    for name in ("a.tar", "b.tar"):
+        members = [
+            (f"{i}{ending}", data) for i in range(10) for ending, data in ((".jpg", jpeg("red")), (".txt", b"a dog"))
+        ]
+        write_tar(tmp_path / name, *members)
+    flags = toy_flags(data__root=str(tmp_path), evaluation__split="val")
+    command = ["--config=configs/pretrain.py:size=tiny,data=cc3m", *flags, "--config.data.workers=0"]
+    process = cli(*command, f"--workdir={tmp_path / 'run'}")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1
+    advice = re.search(r'--config\.data\.splits="[^"]*"', process.stderr)[0]
+    process = cli(*command, *shlex.split(advice.replace("PATTERN", "b.tar")), f"--workdir={tmp_path / 'run'}")
+    assert process.returncode == 0, process.stderr
+
+
+# --- a workdir is claimed before anything can be trained in it --------------------------------------------------------
+
+
+def test_a_workdir_in_which_nothing_was_saved_takes_a_new_config(tmp_path):
+    workdir, config = tmp_path / "run", toy_config()
+    configs.claim_workdir(workdir, config)
+    (workdir / "tokenizer").mkdir()
+    config.optim.lr = 1e-5
+    configs.claim_workdir(workdir, config)
+    assert configs.upgrade.read(workdir / "config.json")["optim"]["lr"] == 1e-5
+    assert not (workdir / "tokenizer").exists()
+    (workdir / "checkpoints" / "20.damaged").mkdir(parents=True)  # something was trained here
+    config.optim.lr = 1e-4
+    with pytest.raises(UserError, match="belongs to a run with other values of optim"):
+        configs.claim_workdir(workdir, config)
+
+
+# --- the home folder --------------------------------------------------------------------------------------------------
+
+
+def test_every_path_knows_the_home_folder(tmp_path, cli_environment):
+    root = pictures(tmp_path / "data", NAMES)
+    flags = [*toy_flags(data__root="~/data", data__captions="captions.csv"), "--workdir=~/runs/a"]
+    command = [sys.executable, "-m", "maskvlm_jax.main", TRAIN, *flags]
+    environment = cli_environment | {"HOME": str(tmp_path)}
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "runs" / "a" / "result.json").exists() and not (ROOT / "~").exists()
+    assert json.loads((tmp_path / "runs" / "a" / "config.json").read_text())["data"]["root"] == str(root)
+
+
+# --- text in the locale's encoding ------------------------------------------------------------------------------------
+
+
+def test_a_locale_without_letters_ends_no_run(tmp_path, cli_environment):
+    root = pictures(tmp_path / "data", NAMES, captions="ein schöner grüner Käfer {}")
+    flags = toy_flags(data__root=str(root), data__captions="captions.csv")
+    command = [sys.executable, "-m", "maskvlm_jax.main", TRAIN, *flags, f"--workdir={tmp_path / 'run'}"]
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    process = subprocess.run(command, cwd=ROOT, env=cli_environment | locale, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "schöner" in (tmp_path / "run" / "figures" / "masked_text_val.md").read_text(encoding="utf-8")
