@@ -17,7 +17,10 @@ def parse_arg(arg: str, *, mixed: str = "", **allowed: tuple[str, ...]) -> dict[
         key, _, value = item.partition("=")
         if key not in allowed:
             raise ValueError(f"--config has no structure {key!r}; choose among {', '.join(allowed)}")
-        for one in value.split("+") if key == mixed else [value]:
+        ones = value.split("+") if key == mixed else [value]
+        if len(set(ones)) < len(ones):
+            raise ValueError(f"--config has {key}={value}, which names a set twice; name each once")
+        for one in ones:
             if one not in allowed[key]:
                 raise ValueError(f"--config has no {key}={one}; choose among {', '.join(allowed[key])}")
         chosen[key] = value

@@ -5,7 +5,7 @@ import errno
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -80,3 +80,10 @@ def writing(path: Path | str) -> Iterator[None]:
         if told is None:
             raise
         raise told from error
+
+
+def few(names: Iterable[object], most: int = 8) -> str:
+    """The first names of a listing, and how many more there are: a message has one line, not a data set in it."""
+    names = [str(name) for name in names]
+    shown = ", ".join(name if len(name) <= 80 else f"{name[:77]}..." for name in names[:most])
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown

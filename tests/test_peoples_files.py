@@ -8,16 +8,21 @@ import signal
 import struct
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
 
+from configs import common
 from maskvlm_jax import checkpoint, files
 from maskvlm_jax import config as configs
 from maskvlm_jax.data import batch, caption_files, sources, transforms
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.files import Files
+from maskvlm_jax.data.parquet import Parquet
 from maskvlm_jax.errors import UserError
 from tests.conftest import ROOT, toy_config, toy_flags
 from tests.data import hostile
@@ -301,3 +306,100 @@ def test_a_locale_without_letters_ends_no_run(tmp_path, cli_environment):
     process = subprocess.run(command, cwd=ROOT, env=cli_environment | locale, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert "schöner" in (tmp_path / "run" / "figures" / "masked_text_val.md").read_text(encoding="utf-8")
+
+
+# --- the only column of a type ----------------------------------------------------------------------------------------
+
+
+def parquet(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def bytes_of(count: int) -> list[bytes]:
+    return [jpeg("red")] * count
+
+
+@pytest.mark.parametrize("other", ["filename", "label"])
+def test_a_text_is_no_caption_because_it_is_the_only_one(other, tmp_path):
+    parquet(tmp_path / "x.parquet", image=bytes_of(2), **{other: ["p0", "p1"]})
+    with pytest.raises(UserError, match=f"set --config.data.caption_key to one of {other}"):
+        Parquet(root=str(tmp_path), shards="x.parquet")
+    assert Parquet(root=str(tmp_path), shards="x.parquet", caption_key=other).captions(1) == ["p1"]
+
+
+KINDS = {
+    "category": lambda texts: pa.array(texts).dictionary_encode(),
+    "view": lambda texts: pa.array(texts, pa.string_view()),
+    "fixed list": lambda texts: pa.array([[text, text] for text in texts], pa.list_(pa.string(), 2)),
+    "list of categories": lambda texts: pa.ListArray.from_arrays([0, 1, 2], pa.array(texts).dictionary_encode()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_of_every_kind_of_text_are_read(kind, tmp_path, capsys):
+    parquet(tmp_path / "x.parquet", image=bytes_of(2), caption=KINDS[kind](["a dog", "a cat"]))
+    source = Parquet(root=str(tmp_path), shards="x.parquet")
+    expected = ["a cat"] * (2 if kind == "fixed list" else 1)
+    assert source.captions(1) == source[1]["captions"] == expected
+    assert "pictures from column 'image', captions from 'caption'" in capsys.readouterr().out
+
+
+def test_pictures_named_by_paths_alone_are_read_where_they_are_and_told_where_not(tmp_path):
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    cells = pa.array([{"bytes": None, "path": f"{i}.jpg"} for i in range(2)], kind)
+    parquet(tmp_path / "x.parquet", image=cells, caption=["a dog", "a cat"])
+    with pytest.raises(UserError, match="only paths such as '0"):
+        Parquet(root=str(tmp_path), shards="x.parquet")
+    for i in range(2):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg("red"))
+    source = Parquet(root=str(tmp_path), shards="x.parquet")
+    assert source[1]["image"] == jpeg("red")
+    outside = pa.array([{"bytes": None, "path": "../x.jpg"}], kind)
+    (tmp_path / "inner").mkdir()
+    parquet(tmp_path / "inner" / "x.parquet", image=outside, caption=["a dog"])
+    (tmp_path / "x.jpg").write_bytes(jpeg("red"))
+    with pytest.raises(UserError, match="only paths"):
+        Parquet(root=str(tmp_path / "inner"), shards="x.parquet")
+
+
+# --- caption files of others ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [{"image": "a.jpg", "caption": "a dog"}, {"image": "b.jpg", "caption": ["a cat", "it"], "image_id": 1}],
+        {"a.jpg": "a dog", "b.jpg": ["a cat", "it"]},
+    ],
+)
+def test_lists_of_pairs_and_mappings_are_read(document, tmp_path):
+    (tmp_path / "captions.json").write_text(json.dumps(document))
+    table = caption_files.read_captions(tmp_path / "captions.json")
+    assert table.captions == {"a.jpg": ["a dog"], "b.jpg": ["a cat", "it"]}
+
+
+def test_a_message_lists_a_few_names_and_a_count(tmp_path):
+    (tmp_path / "captions.json").write_text(json.dumps({f"p{i}.jpg": {"text": "a dog"} for i in range(30_000)}))
+    with pytest.raises(UserError) as error:
+        caption_files.read_captions(tmp_path / "captions.json")
+    assert len(str(error.value)) < 500 and "and 29,992 more" in str(error.value)
+
+
+# --- accents, and sets named twice ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("on_disk", "listed"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_are_found_however_their_accents_are_written(on_disk, listed, tmp_path):
+    name = "schöner käfer.png"
+    root = pictures(tmp_path / "data", [unicodedata.normalize(on_disk, name)])
+    listed_name = unicodedata.normalize(listed, name)
+    (root / "captions.csv").write_text(f"image,caption\n{listed_name},a beetle\n", encoding="utf-8")
+    source = Files(root=str(root), images="images", captions="captions.csv", split="all", splits=None)
+    assert source.id(0) == listed_name and transforms.decode(source[0]["image"]).size
+    assert source.report == {}
+
+
+def test_a_set_named_twice_is_refused():
+    with pytest.raises(ValueError, match="names a set twice"):
+        common.parse_arg("data=files+files", data=common.DATA, mixed="data")

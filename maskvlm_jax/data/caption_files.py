@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.errors import UserError, few
 
 Json = Any  # what `json.loads` gives back: nothing is known of it before it is checked
 
@@ -32,9 +32,11 @@ def read_captions(path: Path) -> CaptionTable:
 
     `.csv`, `.txt`: header `image,caption`, one row a caption. `.jsonl`: one object a line with `image` and `captions`
     (a list) or `caption`. `.json`: COCO captions (`images`, `annotations`); a Karpathy split (`images` that have
-    `split` and `sentences`; `restval` counts as `train`); Visual Genome's region descriptions (a list of pictures with
-    `regions` that have a `phrase`), which need its `image_data.json` beside them; SBU's list (`image_urls`,
-    `captions`). A picture's name is the last part of its address, for Visual Genome the last two parts.
+    `split` and `sentences`; `restval` counts as `train`); ALBEF's, BLIP's and LAVIS's list (`image`, and `caption`, a
+    text or a list of them); an object {picture: caption} or {picture: [captions]}; Visual Genome's region descriptions
+    (a list of pictures with `regions` that have a `phrase`), which need its `image_data.json` beside them; SBU's list
+    (`image_urls`, `captions`). Where a picture has an address, its name is the last part of it, for Visual Genome the
+    last two parts.
 
     Raises:
       UserError: the file is missing or malformed; the message names the row.
@@ -85,14 +87,37 @@ def _parse_jsonl(text: str, file: str) -> CaptionTable:
 
 def _parse_json(text: str, file: str, folder: Path) -> CaptionTable:
     document = _load_json(text, file)
+    if isinstance(document, list) and document and isinstance(document[0], dict) and "image" in document[0]:
+        return _parse_pairs(document, file)
     if isinstance(document, list):
         return _parse_visual_genome(document, file, folder / "image_data.json")
     if isinstance(document, dict) and "image_urls" in document:
         return _parse_sbu(document, file)
+    if isinstance(document, dict) and document and all(map(_is_caption, document.values())):
+        return CaptionTable({_picture_name(name, file): _several(written) for name, written in document.items()}, {})
     images = _field(document, "images", list, file)
     if "annotations" in document:
         return _parse_coco(images, _field(document, "annotations", list, file), file)
     return _parse_karpathy(images, file)
+
+
+def _is_caption(written: Json) -> bool:
+    """Whether it is a text or a list of texts."""
+    return isinstance(written, str) or (isinstance(written, list) and all(isinstance(text, str) for text in written))
+
+
+def _several(written: str | list[str]) -> list[str]:
+    return [written] if isinstance(written, str) else list(written)
+
+
+def _parse_pairs(entries: list[Json], file: str) -> CaptionTable:
+    captions: dict[str, list[str]] = {}
+    for where, entry in _rows(entries, file):
+        name, written = _field(entry, "image", str, where), _field(entry, "caption", (str, list), where)
+        if not _is_caption(written):
+            raise UserError(f"{where}: caption must be a text or a list of texts")
+        captions.setdefault(_picture_name(name, where), []).extend(_several(written))
+    return CaptionTable(captions, {})
 
 
 def _parse_coco(images: list[Json], annotations: list[Json], file: str) -> CaptionTable:
@@ -187,7 +212,7 @@ def _field(entry: Json, key: str, kind: type | tuple[type, ...], where: str) -> 
     if not isinstance(entry, dict):
         raise UserError(f"{where}: a JSON object is expected, not {type(entry).__name__}")
     if key not in entry:
-        raise UserError(f"{where}: the key {key!r} is missing; there are {', '.join(sorted(entry)) or 'none'}")
+        raise UserError(f"{where}: the key {key!r} is missing; there are {few(sorted(entry)) or 'none'}")
     if not isinstance(entry[key], kind):
         raise UserError(f"{where}: {key!r} has the wrong type: {type(entry[key]).__name__}")
     return entry[key]
@@ -238,20 +263,32 @@ def usable_captions(written: Iterable[Any]) -> list[str]:
 def choose_column(columns: Mapping[str, bool], key: str, usual: tuple[str, ...], *, flag: str, where: str) -> str:
     """The column `key`; where that is "", the first with a usual name, or the only one of a type that will do.
 
+    Of captions no column is taken for its type alone: file names and labels are texts as well.
+
     Args:
       columns: every column, and whether it is of a type that will do.
-      flag: what sets `key`.
+      flag: what sets `key`, "image_key" or "caption_key".
 
     Raises:
       UserError: no such column, or none that can be told from the others; the message lists them.
     """
     fitting = [name for name, fits in columns.items() if fits]
-    only = fitting[0] if len(fitting) == 1 else ""
+    only = fitting[0] if len(fitting) == 1 and flag != "caption_key" else ""
     chosen = key or next((name for name in usual if name in fitting), only)
     if not fitting:
-        raise UserError(f"{where}: none of {', '.join(columns)} is of a type for {flag}; take another set")
+        raise UserError(f"{where}: none of {few(columns)} is of a type for {flag}; take another set")
     if chosen not in fitting:
         wrong = f"{key!r} is not there or of another type" if key else f"no name tells which is the {flag}"
-        there = f"there are {', '.join(columns)}"
-        raise UserError(f"{where}: {wrong}; set --config.data.{flag} to one of {', '.join(fitting)} ({there})")
+        there = f"there are {few(columns)}"
+        raise UserError(f"{where}: {wrong}; set --config.data.{flag} to one of {few(fitting)} ({there})")
     return chosen
+
+
+_told: set[tuple[str, str, str]] = set()
+
+
+def tell_columns(where: str, image: str, caption: str) -> None:
+    """Prints, once a set, which columns are read."""
+    if (where, image, caption) not in _told:
+        _told.add((where, image, caption))
+        print(f"{where}: pictures from column {image!r}, captions from {caption!r}", flush=True)

@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import posixpath
+import unicodedata
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from maskvlm_jax.data.caption_files import read_captions, read_split_list
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.errors import UserError, few
 
 
 class Files:
@@ -61,8 +62,8 @@ class Files:
             names = list(table.captions)
         unique = list(dict.fromkeys(names))
         dropped = Counter(repeated_pictures=len(names) - len(unique))
-        present = _drop_missing(unique, self._folder, max_missing, dropped)
-        self._examples = _clean_captions(present, table.captions, dropped)
+        self._on_disk = _drop_missing(unique, self._folder, max_missing, dropped)
+        self._examples = _clean_captions(list(self._on_disk), table.captions, dropped)
         self.report: dict[str, int] = {reason: count for reason, count in dropped.items() if count}
         if not self._examples:
             raise UserError(f"{root_path / captions}: no picture of split {split!r} has a caption ({self.report})")
@@ -74,7 +75,7 @@ class Files:
         """Returns id, encoded picture and captions; b"" stands for a file that cannot be read: no decoder takes it."""
         name, captions = self._examples[index]
         try:
-            image = (self._folder / name).read_bytes()
+            image = (self._folder / self._on_disk[name]).read_bytes()
         except OSError:
             image = b""
         return {"id": name, "image": image, "captions": list(captions)}
@@ -105,15 +106,23 @@ def _root_folder(root: str) -> Path:
 
 def _lookup(splits: dict[str, Any], split: str, where: str) -> Any:
     if split not in splits:
-        raise UserError(f"there is no split {split!r} in {where}; choose from {', '.join(sorted(splits))}")
+        raise UserError(f"there is no split {split!r} in {where}; choose from {few(sorted(splits))}")
     return splits[split]
 
 
-def _drop_missing(names: list[str], folder: Path, max_missing: float, dropped: Counter[str]) -> list[str]:
-    """Keeps the names that are on disk; more than a share of `max_missing` that are not is a UserError."""
+def _drop_missing(names: list[str], folder: Path, max_missing: float, dropped: Counter[str]) -> dict[str, str]:
+    """The names that are on disk -> how they are written there, where one system composes accents and another does not.
+
+    More than a share of `max_missing` that are not there is a UserError.
+    """
     # One listing a folder: on a network file system a stat for each of a hundred thousand pictures takes minutes.
     on_disk = {subfolder: _list_folder(folder / subfolder) for subfolder in set(map(posixpath.dirname, names))}
-    present = {name for name in names if posixpath.basename(name) in on_disk[posixpath.dirname(name)]}
+    present: dict[str, str] = {}
+    for name in names:
+        subfolder, last = posixpath.split(name)
+        there = on_disk[subfolder]
+        if (written := there.get(last) or there.get(_composed(last))) is not None:
+            present[name] = posixpath.join(subfolder, written)
     missing = [name for name in names if name not in present]
     if len(missing) > max_missing * len(names):
         raise UserError(
@@ -121,12 +130,18 @@ def _drop_missing(names: list[str], folder: Path, max_missing: float, dropped: C
             "set --config.data.root or raise --config.data.max_missing"
         )
     dropped["missing_pictures"] = len(missing)
-    return [name for name in names if name in present]
+    return present
 
 
-def _list_folder(folder: Path) -> set[str]:
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _list_folder(folder: Path) -> dict[str, str]:
+    """Each file's name, as it is and with composed accents -> the name as it is."""
     # The first step of a walk is this folder's own listing; a folder that cannot be listed has no steps.
-    return set(next(os.walk(folder), ("", [], []))[2])
+    names = next(os.walk(folder), ("", [], []))[2]
+    return {_composed(name): name for name in names} | {name: name for name in names}
 
 
 def _clean_captions(

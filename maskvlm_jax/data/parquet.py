@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskvlm_jax.data.caption_files import choose_column, usable_captions
+from maskvlm_jax.data.caption_files import choose_column, tell_columns, usable_captions
 from maskvlm_jax.data.shards import find_shards
 from maskvlm_jax.errors import UserError
 
@@ -67,6 +67,8 @@ class Parquet:
         self.report: dict[str, int] = {}
         if not len(self):
             raise UserError(f"{self._root / shards}: there is no row; check the files")
+        tell_columns(str(self._root), self._image, self._caption)
+        self._check_bytes(where, footers[0])
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -77,9 +79,21 @@ class Parquet:
         table = self._picture_tables.get(number, partial(self._read, number, [self._image, self._caption]))
         if table is None:
             return {"id": self.id(index), "image": b"", "captions": []}
-        cell = table.column(self._image)[place].as_py()
-        image = cell["bytes"] if isinstance(cell, dict) else cell
-        return {"id": self.id(index), "image": image or b"", "captions": _captions(table.column(self._caption)[place])}
+        image = self._picture(table.column(self._image)[place].as_py())
+        return {"id": self.id(index), "image": image, "captions": _captions(table.column(self._caption)[place])}
+
+    def _picture(self, cell: bytes | dict[str, Any] | None) -> bytes:
+        """The bytes in a cell, or of the file that it names where it has none; b"" where there is neither."""
+        if not isinstance(cell, dict):
+            return cell or b""
+        path = cell.get("path")
+        if cell["bytes"] or not path:
+            return cell["bytes"] or b""
+        try:
+            file = (self._root / path).resolve()
+            return file.read_bytes() if file.is_relative_to(self._root.resolve()) else b""
+        except OSError:
+            return b""
 
     def id(self, index: int) -> str:
         """Returns SHARD/ROW."""
@@ -97,6 +111,18 @@ class Parquet:
     def fingerprint(self) -> str:
         """SHA-256 of the columns' names and the files' names, sizes and footers, which tell the size of every part."""
         return hashlib.sha256(json.dumps([self._image, self._caption, self._digests]).encode()).hexdigest()
+
+    def _check_bytes(self, where: str, footer: "_Footer") -> None:
+        """Raises UserError where pictures are named by paths alone, and the first of them is not there."""
+        if self._image not in footer.without_bytes:
+            return
+        table = self._read(0, [self._image])
+        cell = None if table is None else table.column(self._image)[0].as_py()
+        if cell and not self._picture(cell):
+            raise UserError(
+                f"{where}: column {self._image!r} has no pictures, only paths such as {cell.get('path')!r}, and no "
+                f"such file is in {self._root}; put the files there, or write the set with the pictures in it"
+            )
 
     def _place(self, index: int) -> tuple[int, int]:
         """Returns the row group's number, and the row in it."""
@@ -127,6 +153,7 @@ class _RowGroup(NamedTuple):
 class _Footer(NamedTuple):
     pictures: dict[str, bool]  # column -> whether its type can hold pictures
     captions: dict[str, bool]
+    without_bytes: set[str]  # columns of {bytes, path} in which no row has bytes
     groups: list[_RowGroup]
     digest: str  # sha256 of the footer's bytes and the file's size
 
@@ -150,30 +177,46 @@ def _read_footer(root: Path, name: str) -> _Footer:
     return _Footer(
         pictures={field.name: _holds_pictures(field.type) for field in schema},
         captions={field.name: _holds_captions(field.type) for field in schema},
+        without_bytes={field.name for field in schema if _is_all_null(metadata, f"{field.name}.bytes")},
         groups=[_RowGroup(name, number, firsts[number], count) for number, count in enumerate(rows) if count],
         digest=digest,
     )
+
+
+def _is_all_null(metadata: pq.FileMetaData, path: str) -> bool:
+    """Whether the statistics of the first row group say that a leaf column is null in every row."""
+    if not metadata.num_row_groups:
+        return False
+    group = metadata.row_group(0)
+    for column in map(group.column, range(group.num_columns)):
+        if column.path_in_schema == path and column.statistics is not None and column.statistics.has_null_count:
+            return column.statistics.null_count == group.num_rows > 0
+    return False
 
 
 def _holds_pictures(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         parts = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
         return "bytes" in parts and _holds_pictures(parts["bytes"])
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _holds_captions(kind: pa.DataType) -> bool:
-    return _is_text(kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind)
+    lists = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
+    return _is_text(kind.value_type if any(is_list(kind) for is_list in lists) else kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if pa.types.is_dictionary(kind):  # a category of pandas
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _captions(cell: pa.Scalar) -> list[str]:
     if not cell.is_valid:
         return []
-    texts = cell.values if isinstance(cell, pa.ListScalar | pa.LargeListScalar) else [cell]
+    texts = cell.values if hasattr(cell, "values") else [cell]
+    texts = [text.value if isinstance(text, pa.DictionaryScalar) else text for text in texts if text.is_valid]
     # As bytes: Arrow does not look whether a text is UTF-8 before it makes a str of it.
     return usable_captions(text.as_buffer().to_pybytes() for text in texts if text.is_valid)
 
