@@ -314,6 +314,27 @@ def run(config: ConfigDict, workdir: Path) -> None:
     show(result, workdir)
 
 
+RANKS = (*(f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)), "mean_recall")
+PAIRS = ("matching_auc", "matching_accuracy_matched", "matching_accuracy_random")
+
+
+def check_best_metric(config: ConfigDict) -> None:
+    """Told before the first step, not after the first evaluation.
+
+    Raises:
+        UserError: `evaluation.best_metric` is none of those that are taken during this training.
+    """
+    name, matches = config.evaluation.best_metric, any(o.name == "matching" for o in config.objectives.values())
+    if config.model.embed:
+        there = (*RANKS, *(PAIRS if matches else ()))
+    elif matches:
+        there = (*(f"match_{rank}" for rank in RANKS), *PAIRS)
+    else:
+        return  # probes, as the objectives have them
+    if name != "auto" and name not in there:
+        raise UserError(f"evaluation.best_metric {name} is no metric; choose among auto, {', '.join(there)}")
+
+
 def lineage_of(config: ConfigDict, workdir: Path, step: int, params: Any, told: Mapping[str, Any]) -> dict[str, Any]:
     """Where parameters come from; `told` is what their checkpoint remembers."""
     return {

@@ -43,6 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise UserError("data.text_buckets needs one process: each would cut its rows to another length; set it to ()")
     source = open_training_source(config.data.to_dict(), config.model.image.image_size)
     shared = _shared(config, source)
+    evaluate.check_best_metric(config)
     examples = pipeline.check_batch_size(source, config.batch_size, config.data.get("limit", 0))
     config = config.copy_and_resolve_references()
     configs.resolve_steps(config, examples)
@@ -65,7 +66,7 @@ def _run_in(workdir: Path, config: ConfigDict, source: Source, mesh: jax.shardin
 def _shared(config: ConfigDict, source: Source) -> dict[str, int]:
     """Opens what is scored, and counts what of it is trained on too, by split."""
     shared = {}
-    for split in dict.fromkeys((config.evaluation.during, config.evaluation.split)):
+    for split in dict.fromkeys((config.evaluation.during, config.evaluation.split, *config.evaluation.also)):
         scored = open_source(config.data.to_dict(), split, config.model.image.image_size)
         count = count_shared(source, scored, config.data.get("limit", 0))
         if count:

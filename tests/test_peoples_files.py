@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from configs import common
-from maskvlm_jax import checkpoint, files
+from maskvlm_jax import checkpoint, evaluate, files
 from maskvlm_jax import config as configs
 from maskvlm_jax.data import batch, caption_files, sources, transforms
 from maskvlm_jax.data import tokenizer as tokenizers
@@ -403,3 +403,37 @@ def test_names_are_found_however_their_accents_are_written(on_disk, listed, tmp_
 def test_a_set_named_twice_is_refused():
     with pytest.raises(ValueError, match="names a set twice"):
         common.parse_arg("data=files+files", data=common.DATA, mixed="data")
+
+
+# --- names that are wrong, before the work ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("evaluation.also=('nowhere',)", "'nowhere'"),
+        ("evaluation.also=('',)", "''"),
+        ("evaluation.best_metric=recall", "choose among auto, i2t_r1"),
+    ],
+)
+def test_a_wrong_name_of_the_evaluation_is_told_before_the_first_step(flag, told, tmp_path, cli):
+    process = cli("--config=configs/pretrain.py", *toy_flags(), f"--config.{flag}", f"--workdir={tmp_path / 'run'}")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1
+    assert told in process.stderr and "first step" not in process.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_metrics_that_can_choose_the_best_are_those_that_are_taken(finished_run):
+    lines = map(json.loads, (finished_run[0] / "metrics.jsonl").read_text().splitlines())
+    taken = next(set(line) - {"step", "split"} for line in lines if line["split"] == "val")
+    assert taken == {*evaluate.RANKS, *evaluate.PAIRS}
+
+
+def test_one_picture_has_no_wrong_one_beside_it(tmp_path, cli):
+    root = pictures(tmp_path / "data", NAMES, {"train": NAMES[:8], "val": NAMES[8:9]})
+    flags = toy_flags(data__root=str(root), data__captions="captions.csv")
+    process = cli(TRAIN, *flags, f"--workdir={tmp_path / 'run'}")
+    assert process.returncode == 0, process.stderr
+    metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    assert "masked_text_loss_matched" in metrics
+    assert not [name for name in metrics if "shuffled" in name or "gain" in name]

@@ -44,26 +44,28 @@ def evaluate(
     texts = np.flatnonzero(data.image_of_caption < (limit or len(data.images)))
     pictures = data.image_of_caption[texts]
     read = lambda of, reads: batches(data, texts, batch_size, of=of, reads=reads)  # noqa: E731
+    others = OTHERS if len(set(pictures)) > 1 else tuple(reads for reads in OTHERS if reads != "shuffled")
     if "masked_text" in predictor.objectives:
-        scores = {reads: masked_text_scores(predictor, read("text", reads)) for reads in OTHERS}
+        scores = {reads: masked_text_scores(predictor, read("text", reads)) for reads in others}
         yield from _compared("masked_text", "accuracy", scores, pictures)
         if (words := neighbours()) is not None:
             yield "masked_text_accuracy_neighbours", words.accuracy(data.text, texts)
     if "masked_image" in predictor.objectives:
-        scores = {reads: masked_image_scores(predictor, read("image", reads)) for reads in OTHERS}
+        scores = {reads: masked_image_scores(predictor, read("image", reads)) for reads in others}
         yield from _compared("masked_image", "psnr", scores, pictures)
         yield "masked_image_psnr_blend", blend_psnr(data, pictures)
     if "masked_feature" in predictor.objectives:
-        for reads in OTHERS:
+        for reads in others:
             yield f"masked_feature_cosine_{reads}", masked_feature_cosine(predictor, read("image", reads))
 
 
 def _compared(name: str, metric: str, scores: dict[str, "Scores"], pictures: np.ndarray) -> Iterator[tuple[str, float]]:
-    """Loss and metric with each of `OTHERS`, and what the matched one gains."""
+    """Loss and metric with each of `OTHERS`, and what the matched one gains; one picture has no wrong one beside it."""
     for reads, found in scores.items():
         yield f"{name}_loss_{reads}", found.loss
         yield f"{name}_{metric}_{reads}", found.score()
-    yield from gain(f"{name}_{metric}_gain", scores["matched"], scores["shuffled"], pictures)
+    if "shuffled" in scores:
+        yield from gain(f"{name}_{metric}_gain", scores["matched"], scores["shuffled"], pictures)
 
 
 class Scores(NamedTuple):
