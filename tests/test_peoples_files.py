@@ -337,12 +337,19 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_captions_of_every_kind_of_text_are_read(kind, tmp_path, capsys):
+def test_captions_of_every_kind_of_text_are_read(kind, tmp_path):
     parquet(tmp_path / "x.parquet", image=bytes_of(2), caption=KINDS[kind](["a dog", "a cat"]))
     source = Parquet(root=str(tmp_path), shards="x.parquet")
     expected = ["a cat"] * (2 if kind == "fixed list" else 1)
     assert source.captions(1) == source[1]["captions"] == expected
-    assert "pictures from column 'image', captions from 'caption'" in capsys.readouterr().out
+
+
+def test_the_columns_that_are_read_are_told_once(tmp_path, capsys):
+    parquet(tmp_path / "train.parquet", image=bytes_of(2), caption=["a dog", "a cat"])
+    data = common.data_block("parquet").to_dict() | {"root": str(tmp_path)}
+    for _ in range(2):
+        sources.open_source(data, "train", 32)
+    assert capsys.readouterr().out == f"{tmp_path}: pictures are read from 'image', captions from 'caption'\n"
 
 
 def test_pictures_named_by_paths_alone_are_read_where_they_are_and_told_where_not(tmp_path):

@@ -282,13 +282,3 @@ def choose_column(columns: Mapping[str, bool], key: str, usual: tuple[str, ...],
         there = f"there are {few(columns)}"
         raise UserError(f"{where}: {wrong}; set --config.data.{flag} to one of {few(fitting)} ({there})")
     return chosen
-
-
-_told: set[tuple[str, str, str]] = set()
-
-
-def tell_columns(where: str, image: str, caption: str) -> None:
-    """Prints, once a set, which columns are read."""
-    if (where, image, caption) not in _told:
-        _told.add((where, image, caption))
-        print(f"{where}: pictures from column {image!r}, captions from {caption!r}", flush=True)

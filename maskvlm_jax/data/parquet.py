@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskvlm_jax.data.caption_files import choose_column, tell_columns, usable_captions
+from maskvlm_jax.data.caption_files import choose_column, usable_captions
 from maskvlm_jax.data.shards import find_shards
 from maskvlm_jax.errors import UserError
 
@@ -67,8 +67,12 @@ class Parquet:
         self.report: dict[str, int] = {}
         if not len(self):
             raise UserError(f"{self._root / shards}: there is no row; check the files")
-        tell_columns(str(self._root), self._image, self._caption)
         self._check_bytes(where, footers[0])
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """Those of pictures and captions."""
+        return self._image, self._caption
 
     def __len__(self) -> int:
         return self._starts[-1]

@@ -114,7 +114,7 @@ def _open(data: Mapping[str, Any], split: str, image_size: int) -> Source:
     if kind == "tfds":
         from maskvlm_jax.data.tfds import Tfds
 
-        return Tfds(root=data["root"], split=split, image_key=data["image_key"], **keys)
+        return _told(data, Tfds(root=data["root"], split=split, image_key=data["image_key"], **keys))
     if kind == "webdataset":
         from maskvlm_jax.data.webdataset import WebDataset
 
@@ -122,8 +122,20 @@ def _open(data: Mapping[str, Any], split: str, image_size: int) -> Source:
     if kind == "parquet":
         from maskvlm_jax.data.parquet import Parquet
 
-        return Parquet(root=data["root"], shards=_shards(data, split), image_key=data["image_key"], **keys)
+        return _told(data, Parquet(root=data["root"], shards=_shards(data, split), image_key=data["image_key"], **keys))
     raise UserError(f"there is no data source {kind!r}; choose among {', '.join(SOURCES)}")
+
+
+_already_told: set[tuple[str, ...]] = set()
+
+
+def _told(data: Mapping[str, Any], source: Any) -> Source:
+    """The source, after a line, once a set, that says which of its columns are read."""
+    found = (data["root"], *source.columns)
+    if found not in _already_told:
+        _already_told.add(found)
+        print("{}: pictures are read from {!r}, captions from {!r}".format(*found), flush=True)
+    return source
 
 
 def _shards(data: Mapping[str, Any], split: str) -> str:

@@ -155,7 +155,7 @@ def _samples(path: Path, tar_size: int, report: Counter[str]) -> dict[str, Place
         folder, last = posixpath.split(posixpath.normpath(name))
         stem, _, ending = last.rpartition(".")
         kind = _KINDS.get(ending.lower())
-        if stem and kind is not None:
+        if kind is not None and not last.startswith("."):  # hidden files, such as macOS puts beside others
             members.setdefault(posixpath.join(folder, stem), []).append((kind, start, size))
     samples: dict[str, Places] = {}
     repeated = set()

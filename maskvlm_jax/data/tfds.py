@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from maskvlm_jax.data.caption_files import choose_column, tell_columns, usable_captions
+from maskvlm_jax.data.caption_files import choose_column, usable_captions
 from maskvlm_jax.errors import UserError
 
 _USUAL_PICTURES = ("image", "picture")
@@ -57,10 +57,14 @@ class Tfds:
         self._image = choose_column(pictures, image_key, _USUAL_PICTURES, flag="image_key", where=where)
         self._caption = choose_column(texts, caption_key, _USUAL_CAPTIONS, flag="caption_key", where=where)
         self._id = next((path for path in _IDS if path in features and features[path][1] == 0), "")
-        tell_columns(str(folder), self._image, self._caption)
         self._split = split
         self._records, self._parts = _open_split(builder, split, where)
         self.report: dict[str, int] = {}
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """The features of pictures and captions."""
+        return self._image, self._caption
 
     def __len__(self) -> int:
         return len(self._records)

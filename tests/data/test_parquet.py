@@ -73,7 +73,7 @@ PICTURE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
         (("image", PICTURE), ("caption", TEXT)),
         (("jpg", BYTES), ("text", TEXTS)),
         (("photo", pa.large_binary()), ("sentences", pa.large_list(pa.large_string()))),
-        (("png", pa.struct({"bytes": pa.large_binary()})), ("words", pa.large_string())),
+        (("png", pa.struct({"bytes": pa.large_binary()})), ("sentence", pa.large_string())),
     ],
 )
 def test_columns_are_told_by_type_and_usual_name(tmp_path: Path, picture: tuple, caption: tuple) -> None:

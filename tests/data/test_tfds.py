@@ -121,7 +121,7 @@ def test_root_may_be_a_folder_above_the_only_set(made: Path) -> None:
 CAPTION_FEATURES = [
     ("caption", TEXT(), "one", ["one"]),
     ("text", SEQUENCE(TEXT()), ["one", " two", ""], ["one", "two"]),
-    ("words", np.str_, "one", ["one"]),
+    ("sentence", np.str_, "one", ["one"]),
 ]
 
 
