@@ -151,8 +151,17 @@ class Checkpoints:
         return state, items["progress"]
 
     def load_progress(self, step: int) -> dict[str, Any]:
-        """What the host knew at a step."""
-        return self._checkpointer.load_checkpointables(step, {"progress": None})["progress"]
+        """What the host knew at a step.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            return self._checkpointer.load_checkpointables(step, {"progress": None})["progress"]
+        except Exception as error:  # as above
+            raise UserError(
+                f"checkpoint {self._folder / str(step)} cannot be read: {first_line(error)}; choose another checkpoint"
+            ) from error
 
     def load_params(self, step: int, abstract: Params, *, weights: str = "params", part: bool = False) -> Params:
         """The parameters ("params") or their moving average ("ema") of one step; `part`: there may be more of them.

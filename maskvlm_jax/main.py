@@ -36,6 +36,8 @@ _PROCESS = flags.DEFINE_integer("process", -1, "which of them this is, from 0")
 _TIMEOUT = flags.DEFINE_integer("connect_timeout", 300, "seconds that all processes must join in")
 _WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; runs/NAME by default", short_name="w")
 
+_NO_CONFIG = "give a config, such as --config=configs/pretrain.py"
+
 TASKS = {
     "pretrain": "maskvlm_jax.train",
     "finetune": "maskvlm_jax.train",
@@ -51,6 +53,9 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     Raises:
         UserError: an unknown flag, key, value or type; the message names the nearest.
     """
+    for arg in argv:
+        if not arg.isascii() and arg != arg.encode(errors="ignore").decode():
+            raise UserError(f"{arg!r} is not UTF-8 text; rename what it names")
     try:
         rest = flags.FLAGS(argv)
         config = _CONFIG.value
@@ -60,10 +65,11 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
         task = None if config is None else config.get("task")
     except (AttributeError, KeyError) as error:
         raise UserError(_unknown_key(argv, str(error))) from error
-    except (flags.Error, TypeError, ValueError, OSError, ImportError) as error:
-        raise UserError(_last_line(error)) from error
+    except (flags.Error, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+        told = _last_line(error)
+        raise UserError(_unknown_key(argv, told) if told.startswith("Could not parse") else told) from error
     if config is None:
-        raise UserError("no config; give --config=configs/pretrain.py")
+        raise UserError(_NO_CONFIG)
     if len(rest) > 1:
         raise UserError(f"unknown argument {rest[1]!r}; flags start with --")
     if task not in TASKS:
@@ -87,15 +93,22 @@ def _defaults(argv: list[str]) -> ConfigDict:
     """The config file's values before any flag: the flags' own copy is not there where one of them failed."""
     joined = [re.fullmatch(r"--?config=(.*)", arg) for arg in argv]
     apart = [value for name, value in itertools.pairwise(argv) if name in ("--config", "-config")]
-    path, _, structure = [*(found[1] for found in joined if found), *apart][-1].partition(":")
+    path, _, structure = [*(found[1] for found in joined if found), *apart, ""][-1].partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"there is no config file {path!r}; {_NO_CONFIG}" if path else _NO_CONFIG)
     return runpy.run_path(path)["get_config"](structure)
 
 
 def _last_line(error: Exception) -> str:
     """The last line of an error without the names of exception classes: the cause, where libraries wrap it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if "Path to config file is an empty string" in str(error):
+        return _NO_CONFIG
     missing = next((line for line in lines if "No such file" in line), None)
-    return re.sub(r"^(\w+Error|Exception): ", "", missing or lines[-1])
+    told = re.sub(r"^(\w+Error|Exception): ", "", missing or lines[-1])
+    if found := re.search(r"No such file or directory: '(.*)'$", told):
+        return f"there is no config file {found[1]!r}; {_NO_CONFIG}" if found[1] else _NO_CONFIG
+    return re.sub(r"\('Non-boolean argument to boolean flag', .*\)$", "give True or False", told)
 
 
 def default_workdir(config: ConfigDict) -> str:
@@ -146,7 +159,7 @@ def guarded(work: Callable[[], None]) -> int:
     try:
         work()
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(_one_line(error), file=sys.stderr, flush=True)
         return error.status if isinstance(error, UserError) else UserError.status
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
@@ -154,9 +167,14 @@ def guarded(work: Callable[[], None]) -> int:
     return 0
 
 
+def _one_line(error: Exception) -> str:
+    """A name in the message may have a line break in it."""
+    return "error: " + str(error).replace("\n", "\\n")
+
+
 def _tell(error: Exception, status: int) -> int:
     """Prints an error as one line, here and in the other processes of the run."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    print(_one_line(error), file=sys.stderr, flush=True)
     processes.fail(status, str(error))
     return status
 

@@ -226,23 +226,26 @@ def _picture_name(name: str, where: str) -> str:
     return shortest
 
 
-def _read_text(path: Path, kind: str) -> str:
+def _read_text(path: Path, kind: str, flag: str = "--config.data.root") -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"{path}: the {kind} cannot be read ({error.strerror}); check --config.data.root") from error
+        raise UserError(f"{path}: the {kind} cannot be read ({error.strerror}); check {flag}") from error
     except UnicodeDecodeError as error:
         row = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path.name} row {row}: not UTF-8 text; save the file as UTF-8") from error
 
 
-def read_split_list(path: Path) -> list[str]:
+def read_split_list(path: Path, flag: str = "--config.data.root") -> list[str]:
     """Picture names, one a line; blank lines are skipped.
+
+    Args:
+      flag: what names the file.
 
     Raises:
       UserError: the file cannot be read, or a name leads out of the picture folder.
     """
-    lines = _read_text(path, "split list").split("\n")
+    lines = _read_text(path, "split list", flag).split("\n")
     return [_picture_name(line, f"{path.name} row {row}") for row, line in enumerate(lines, start=1) if line.strip()]
 
 

@@ -55,7 +55,8 @@ class Files:
             raise UserError(f"{self._folder}: no such picture folder; set --config.data.images or --config.data.root")
         table = read_captions(root_path / captions)
         if splits is not None:
-            names = read_split_list(root_path / _lookup(splits, split, "the configuration"))
+            flag = f"--config.data.root and --config.data.splits.{split}"
+            names = read_split_list(root_path / _lookup(splits, split, "--config.data.splits"), flag)
         elif table.splits:
             names = _lookup(table.splits, split, captions)
         else:

@@ -110,9 +110,11 @@ def load(folder: str | os.PathLike) -> Tokenizer:
     try:
         loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         backend = loaded.backend_tokenizer
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"no Hugging Face tokenizer can be read from {folder}: {reason}") from error
+    except Exception as error:  # transformers raises whatever the file made it trip over, and advises in paragraphs
+        raise UserError(
+            f"no Hugging Face tokenizer can be read from {folder} ({type(error).__name__}); it needs tokenizer.json or "
+            "the vocabulary files of a BERT or RoBERTa tokenizer"
+        ) from error
     special = {
         "pad": loaded.pad_token_id,
         "start": loaded.cls_token_id if loaded.cls_token_id is not None else loaded.bos_token_id,
