@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, compare_torch, loss_gradients, profile_step, rerank, shapes, train_step
+from benchmarks import accelerator, compare_torch, gpu_program, loss_gradients, profile_step, rerank, shapes, train_step
 from configs import pretrain
 from maskvlm_jax import config as configs
 from maskvlm_jax.context import masked_token_capacity
@@ -312,3 +312,24 @@ def test_every_part_of_the_accelerators_script_runs_at_toy_size(measured):
     assert results["bits/as it is"]["result"]["equal"] and results["bits/deterministic"]["result"]["equal"]
     assert results["bits/as it is"]["result"]["resumed_at"] > 0
     assert results["curves"]["result"]["largest_difference"] < 0.01
+
+
+GPU_PROGRAM = """
+HloModule step
+
+ENTRY %main (x: bf16[4,8], w: f32[8,2]) -> f32[4,2] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  %w = f32[8,2]{1,0} parameter(1)
+  %loop_convert_fusion.3 = bf16[8,2]{1,0} fusion(%w), kind=kLoop, calls=%f
+  %loop_convert_fusion = bf16[8,2]{1,0} fusion(%w), kind=kLoop, calls=%f
+  %call = (f32[4,2]{1,0}, s8[100]{0}) custom-call(%x, %loop_convert_fusion.3), custom_call_target="__cublas$lt$matmul"
+  ROOT %out = f32[4,2]{1,0} get-tuple-element(%call), index=0
+}
+"""
+
+
+def test_bytes_of_a_program_by_kind_of_kernel():
+    assert gpu_program.traffic(GPU_PROGRAM) == {
+        "__cublas$lt$matmul": (1, 64 + 32 + 32 + 100),
+        "loop_convert_fusion": (2, 2 * (64 + 32)),
+    }
