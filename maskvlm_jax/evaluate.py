@@ -17,7 +17,7 @@ from maskvlm_jax import files, initial, metrics, processes, sharding, train_step
 from maskvlm_jax.checkpoint import open_run
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.evaluation import EvaluationSet, load_evaluation
-from maskvlm_jax.data.sources import open_source, open_training_source
+from maskvlm_jax.data.sources import count_shared, open_source, open_training_source
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.errors import UserError, writing
 from maskvlm_jax.evaluators import baselines, figures, matching, probes, retrieval
@@ -299,6 +299,7 @@ def loaded(config: ConfigDict) -> Iterator[Loaded]:
         told = checkpoints.load_progress(step)
         checkpoints.close()
         lineage = lineage_of(trained, source, step, params, told) | {"trained_on": _trained_on(trained_on)}
+        lineage |= {"examples_trained_on": _examples_trained_on(trained, trained_on)}
         yield Loaded(trained, Evaluation(trained, graphdef, tokenizer, mesh, trained_on), params, lineage)
 
 
@@ -346,6 +347,20 @@ def lineage_of(config: ConfigDict, workdir: Path, step: int, params: Any, told: 
         "stream": told["stream"]["rows"],  # fingerprint of the examples that were read, see `data.ledger`
         "parameters_sha256": train_step.parameters_sha256(params),
     }
+
+
+def _examples_trained_on(config: ConfigDict, trained_on: ConfigDict) -> int | None:
+    """How many of the scored examples were trained on; None where that is another set, or not there any more."""
+    same = [config.data.get(key) == trained_on.get(key) for key in ("source", "root", "mixture")]
+    if not all(same):
+        return None
+    size = config.model.image.image_size
+    try:
+        source = open_training_source(trained_on.to_dict(), size)
+    except UserError:
+        return None
+    scored = open_source(config.data.to_dict(), config.evaluation.split, size)
+    return count_shared(source, scored, trained_on.get("limit", 0))
 
 
 def _trained_on(data: ConfigDict) -> str:

@@ -93,7 +93,8 @@ def _defaults(argv: list[str]) -> ConfigDict:
     """The config file's values before any flag: the flags' own copy is not there where one of them failed."""
     joined = [re.fullmatch(r"--?config=(.*)", arg) for arg in argv]
     apart = [value for name, value in itertools.pairwise(argv) if name in ("--config", "-config")]
-    path, _, structure = [*(found[1] for found in joined if found), *apart, ""][-1].partition(":")
+    given = [*(found[1] for found in joined if found), *apart]
+    path, _, structure = (given[-1] if given else "").partition(":")
     if not Path(path).is_file():
         raise UserError(f"there is no config file {path!r}; {_NO_CONFIG}" if path else _NO_CONFIG)
     return runpy.run_path(path)["get_config"](structure)

@@ -140,7 +140,7 @@ def test_a_length_needs_one_flag_alone(structure, flag, steps, epochs):
     [
         ("configs/pretrain.py:size=tin", "--config has no size=tin; choose among tiny,"),
         ("configs/pretrain.py:sise=tiny", "--config has no structure 'sise'; choose among recipe, size, data"),
-        ("configs/pretran.py", "No such file or directory: 'configs/pretran.py'"),
+        ("configs/pretran.py", "there is no config file 'configs/pretran.py'"),
         ("configs/pretrain.py:data=flickr8k", "data root 'data/flickr8k' is not a folder; set --config.data.root="),
         ("configs/evaluate.py", "set --config.checkpoint to the folder of a run"),
     ],

@@ -157,7 +157,7 @@ def test_callers_cannot_change_the_captions(root: Path) -> None:
         ({"captions": "gone.csv"}, r"gone.csv: the caption file cannot be read \(No such file"),
         ({"captions": "captions.xml"}, "captions.xml: caption files end in .csv, .txt, .jsonl, .json"),
         ({"splits": {"train": "gone.txt"}}, r"gone.txt: the split list cannot be read \(No such file"),
-        ({"split": "test"}, "no split 'test' in the configuration; choose from train, val"),
+        ({"split": "test"}, "no split 'test' in --config.data.splits; choose from train, val"),
     ],
 )
 def test_wrong_paths_and_splits(root: Path, changes: dict, message: str) -> None:
