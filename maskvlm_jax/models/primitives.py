@@ -37,10 +37,17 @@ class Product(NamedTuple):
     out: Dtype
     precision: jax.lax.Precision | None = None
 
-    def __call__(self, left: jax.Array, right: jax.Array, out: Dtype | None = None) -> jax.Array:
-        """left @ right."""
+    def __call__(
+        self, left: jax.Array, right: jax.Array, out: Dtype | None = None, *, over: tuple[int, int] = (1, 0)
+    ) -> jax.Array:
+        """left @ right of matrices, summed over an axis of each.
+
+        A transposed factor is told by its axis: where a kernel is split over devices, its transpose would be gathered
+        beside it.
+        """
         factors = left.astype(self.dtype), right.astype(self.dtype)
-        return jnp.matmul(*factors, precision=self.precision, preferred_element_type=out or self.out)
+        axes = (((over[0],), (over[1],)), ((), ()))
+        return jax.lax.dot_general(*factors, axes, precision=self.precision, preferred_element_type=out or self.out)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -55,9 +62,9 @@ def _dense_forward(x_MD, kernel_DE, bias_E, product):
 
 def _dense_backward(product, kept, gradient_ME):
     x_MD, kernel_DE, bias_E = kept
-    to_x = product(gradient_ME, kernel_DE.T, x_MD.dtype)
+    to_x = product(gradient_ME, kernel_DE, x_MD.dtype, over=(1, 1))
     to_bias_E = jnp.sum(gradient_ME, axis=0, dtype=jnp.float32).astype(bias_E.dtype)
-    return to_x, product(x_MD.T, gradient_ME, kernel_DE.dtype), to_bias_E
+    return to_x, product(x_MD, gradient_ME, kernel_DE.dtype, over=(0, 0)), to_bias_E
 
 
 dense.defvjp(_dense_forward, _dense_backward)
