@@ -26,7 +26,7 @@ from benchmarks.command import finish
 from benchmarks.train_step import TOWERS, set_values, synthetic_batch
 from configs import common, pretrain
 from maskvlm_jax import config as configs
-from maskvlm_jax import host, optim, sharding, train
+from maskvlm_jax import host, optim, run_length, sharding, train
 from maskvlm_jax.errors import UserError
 
 # Kinds of parameters whose gradients are sums over all positions of a batch.
@@ -111,7 +111,7 @@ def main() -> int:
 
     def measure() -> dict[str, Any]:
         set_values(config, args.set)
-        configs.resolve_steps(config, 100_000)
+        run_length.resolve_steps(config, 100_000)
         result = {"device": jax.devices()[0].device_kind, "dtype": args.dtype, "precision": args.precision}
         if args.write:
             np.savez(args.write, **gradients(config, None))

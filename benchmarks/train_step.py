@@ -32,7 +32,7 @@ from benchmarks import shapes
 from benchmarks.command import finish
 from configs import common, pretrain
 from maskvlm_jax import config as configs
-from maskvlm_jax import flops, host, optim, sharding, train, train_step
+from maskvlm_jax import flops, host, optim, run_length, sharding, train, train_step
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.models import primitives
 
@@ -254,7 +254,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def chosen_config(args: argparse.Namespace) -> ConfigDict:
     """The config of the shape or size and the data that were asked for."""
     config = shape_config(args.shape, args.data) if args.shape else _size_config(args)
-    configs.resolve_steps(config, 100_000)  # how long the run would be changes no step's work
+    run_length.resolve_steps(config, 100_000)  # how long the run would be changes no step's work
     return config
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from orbax.checkpoint import v1 as ocp
 
 from maskvlm_jax import processes
+from maskvlm_jax import workdir as workdirs
 from maskvlm_jax.errors import UserError, unwritable, writing
 from maskvlm_jax.queue import Queue
 from maskvlm_jax.train_step import Params, TrainState
@@ -42,19 +43,6 @@ _write_errors = _WriteErrors()  # one for all folders: the log does not say whic
 logging.getLogger("absl").addFilter(_write_errors)
 
 
-def check_folder(folder: Path) -> None:
-    """To be called before anything is trained.
-
-    Raises:
-        UserError: Orbax would take the path for a pattern, and find nothing of what it saved there.
-    """
-    path = str(folder.absolute())
-    if found := re.search(r"[\[\]\\]", path):
-        raise UserError(
-            f"{path}: no checkpoint can be found in a folder with {found[0]!r} in its path; give another --workdir"
-        )
-
-
 class Checkpoints:
     """The checkpoints of one folder.
 
@@ -66,7 +54,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int = 1, writable: bool = True):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it touches
-        check_folder(folder)
+        workdirs.check_path(folder)
         self._folder = folder.absolute()
         _write_errors.saving, _write_errors.first = False, None
         self._options = {

@@ -2,36 +2,14 @@
 
 import json
 import os
-import re
-import shlex
-import shutil
-from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from maskvlm_jax import processes, ranges, upgrade
+from maskvlm_jax import ranges
 from maskvlm_jax.data import masking
 from maskvlm_jax.errors import UserError
-
-# Keys that may differ between the runs that share a workdir: they change no parameter.
-FREE_KEYS = (
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "data.root",  # also of each set of a mixture; the stream's fingerprint tells other data
-    "data.scored",
-    "data.workers",
-    "data.threads",
-    "data.max_missing",
-    "data.max_broken",
-    "evaluation",
-    "mesh",
-    "model.shared.remat",
-    "model.shared.unroll",
-)
 
 
 def check(config: ConfigDict) -> None:
@@ -183,27 +161,6 @@ def _check_choice(block: ConfigDict, name: str, allowed: tuple[str, ...]) -> Non
         raise UserError(f"{name} is {value!r}; choose among {', '.join(allowed)}")
 
 
-def resolve_steps(config: ConfigDict, examples: int | None) -> None:
-    """Puts numbers in the place of what follows from others: steps from epochs, periods and warm-up from steps.
-
-    Args:
-        examples: of the training data; None where it is not known.
-
-    Raises:
-        UserError: neither steps nor epochs are given, or the data's size is not known.
-    """
-    if not config.steps:
-        if not config.epochs:
-            raise UserError("steps and epochs are both 0; give --config.steps or --config.epochs")
-        if examples is None:
-            raise UserError(f"the steps of {config.epochs:g} epochs follow from the data; give --config.steps")
-        config.steps = max(1, round(config.epochs * examples / config.batch_size))
-    if config.eval_every < 0:
-        config.eval_every = max(1, config.steps // 50)
-    if config.optim.warmup_steps < 0:
-        config.optim.warmup_steps = config.steps // 10
-
-
 def model_arguments(config: ConfigDict) -> dict[str, Any]:
     """Arguments of `Pretrainer`; dtype "auto" becomes the device's."""
     model = config.model.to_dict()
@@ -232,25 +189,6 @@ def expand_paths(block: ConfigDict) -> None:
             block[key] = os.path.expanduser(value)
 
 
-def set_aside(config: ConfigDict, given: set[str]) -> None:
-    """Where a flag gives one of steps and epochs, the other's default does not count.
-
-    Args:
-        given: keys that flags gave.
-
-    Raises:
-        UserError: both were given.
-    """
-    if "steps" not in config or "epochs" not in config:
-        return
-    if {"steps", "epochs"} <= given and config.steps and config.epochs:
-        raise UserError(f"steps is {config.steps} and epochs {config.epochs:g}; give one of the two")
-    if "steps" in given and config.steps:
-        config.epochs = 0.0
-    elif "epochs" in given and config.epochs:
-        config.steps = 0
-
-
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dict -> {"a.b": value}, as JSON would hold the values."""
     if not isinstance(config, dict):
@@ -258,63 +196,9 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, value in config.items() for k, v in flatten(value, f"{prefix}.{key}".lstrip(".")).items()}
 
 
-def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys, FREE_KEYS aside, whose values differ between two configs."""
-    old, new = flatten(old), flatten(new)
-    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not _is_free(key))
-
-
-def as_flags(keys: list[str], values: dict[str, Any]) -> str:
-    """The flags that give keys their values in a config, to be pasted."""
-    there = flatten(values)
-    told = {key: tuple(there[key]) if isinstance(there.get(key), list) else there.get(key) for key in keys}
-    return " ".join(shlex.quote(f"--config.{key}={value}") for key, value in told.items())
-
-
-def _is_free(key: str) -> bool:
-    of_one_set = re.sub(r"^data\.mixture\.[^.]+\.", "data.", key)
-    return f"{of_one_set}.".startswith(tuple(f"{free}." for free in FREE_KEYS))
-
-
 def to_json(config: ConfigDict) -> dict[str, Any]:
     """The config as JSON holds it."""
     return json.loads(config.to_json())
-
-
-def _holds_a_run(workdir: Path) -> bool:
-    """Whether something has been trained in a workdir."""
-    saved = [
-        path for name in ("checkpoints", "best") if (workdir / name).is_dir() for path in (workdir / name).iterdir()
-    ]
-    return (workdir / "result.json").exists() or any(path.name.split(".")[0].isdigit() for path in saved)
-
-
-def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Writes config.json into a new workdir; a workdir of another run is refused, in every process of a run.
-
-    One in which nothing was saved yet, because its first command was wrong, is no other run: it gets the new config.
-
-    Raises:
-        UserError: the folder cannot be written, or its config differs in a key that matters.
-    """
-    path, wanted = workdir / "config.json", to_json(config)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            there = upgrade.read(path)
-            differing = differing_keys(there, wanted)
-            if differing and not _holds_a_run(workdir):
-                if processes.is_main():
-                    shutil.rmtree(workdir / "tokenizer", ignore_errors=True)  # it may be of other values too
-            elif differing:
-                raise UserError(
-                    f"{workdir} belongs to a run with other values of {', '.join(differing)}; "
-                    f"use another --workdir, or its values to go on: {as_flags(differing, there)}"
-                )
-        if processes.is_main():
-            upgrade.write(path, wanted)
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written: {error.strerror}; choose another --workdir") from error
 
 
 def merge_evaluation(trained: ConfigDict, wanted: ConfigDict) -> ConfigDict:

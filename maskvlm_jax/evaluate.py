@@ -14,6 +14,7 @@ from PIL import Image
 
 from maskvlm_jax import config as configs
 from maskvlm_jax import files, initial, metrics, processes, sharding, train_step, upgrade
+from maskvlm_jax import workdir as workdirs
 from maskvlm_jax.checkpoint import open_run
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.evaluation import EvaluationSet, load_evaluation
@@ -309,7 +310,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Raises:
         UserError: there is no such workdir, or nothing in it that can be read.
     """
-    lock = files.locked(workdir) if processes.is_main() else nullcontext()
+    lock = workdirs.locked(workdir) if processes.is_main() else nullcontext()
     with loaded(config) as (trained, evaluation, params, lineage), lock:
         result = final_result(evaluation, trained, params, folder=workdir, lineage=lineage)
     show(result, workdir)

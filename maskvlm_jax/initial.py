@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from maskvlm_jax import checkpoint, processes, train_step, upgrade
 from maskvlm_jax import config as configs
+from maskvlm_jax import workdir as workdirs
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.sources import Mixture, Source
@@ -60,12 +61,12 @@ _FREE = ("dropout", "temperature", "shared.remat", "shared.unroll", "shared.dtyp
 
 
 def _check_same_model(config: ConfigDict, trained: dict[str, Any]) -> None:
-    differing = configs.differing_keys({"model": trained}, {"model": configs.to_json(config)["model"]})
+    differing = workdirs.differing_keys({"model": trained}, {"model": configs.to_json(config)["model"]})
     differing = [key for key in differing if not key.endswith(_FREE)]
     if differing:
         raise UserError(
             f"the model of {config.checkpoint} has other values of {', '.join(differing)}; "
-            f"give the structure and flags that it was trained with: {configs.as_flags(differing, {'model': trained})}"
+            f"give the structure and flags that it was trained with: {workdirs.as_flags(differing, {'model': trained})}"
         )
 
 

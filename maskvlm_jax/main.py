@@ -26,8 +26,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from maskvlm_jax import processes
-from maskvlm_jax.config import expand_paths, flatten, set_aside
+from maskvlm_jax.config import expand_paths, flatten
 from maskvlm_jax.errors import Absent, Stopped, UserError
+from maskvlm_jax.run_length import set_aside
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:structure], see configs/", lock_config=True)
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "joins several processes: auto, or HOST:PORT of process 0")

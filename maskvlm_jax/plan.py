@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from maskvlm_jax import config as configs
-from maskvlm_jax import flops, host, initial, metrics, slices
+from maskvlm_jax import flops, host, initial, metrics, run_length, slices
 from maskvlm_jax import main as command_line
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.hlo import Program
@@ -243,7 +243,7 @@ def run(
         except OSError as error:
             raise UserError(f"{keep} cannot be written ({error.strerror}); choose another --program") from error
     config = config.copy_and_resolve_references()
-    configs.resolve_steps(config, pictures(config))
+    run_length.resolve_steps(config, pictures(config))
     try:
         plan = make_plan(config, where, keep=keep)
     except TooLarge as error:

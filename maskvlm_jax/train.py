@@ -12,8 +12,9 @@ from clu import parameter_overview
 from flax import nnx
 from ml_collections import ConfigDict
 
-from maskvlm_jax import checkpoint, evaluate, files, host, initial, metrics, optim, processes, sharding, train_step
 from maskvlm_jax import config as configs
+from maskvlm_jax import evaluate, files, host, initial, metrics, optim, processes, run_length, sharding, train_step
+from maskvlm_jax import workdir as workdirs
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import ledger, pipeline
@@ -34,7 +35,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         Stopped: a signal asked to stop; the state is saved.
     """
     configs.check(config)
-    checkpoint.check_folder(workdir)
+    workdirs.check_path(workdir)
     initial.check(config, workdir)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
@@ -46,14 +47,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     evaluate.check_best_metric(config)
     examples = pipeline.check_batch_size(source, config.batch_size, config.data.get("limit", 0))
     config = config.copy_and_resolve_references()
-    configs.resolve_steps(config, examples)
+    run_length.resolve_steps(config, examples)
     _report(source)
-    with files.locked(workdir) if processes.is_main() else nullcontext():
+    with workdirs.locked(workdir) if processes.is_main() else nullcontext():
         _run_in(workdir, config, source, mesh, shared)
 
 
 def _run_in(workdir: Path, config: ConfigDict, source: Source, mesh: jax.sharding.Mesh, shared: dict[str, int]) -> None:
-    configs.claim_workdir(workdir, config)
+    workdirs.claim(workdir, config)
     if _is_finished(workdir, config.steps):
         print("this run is finished; to score it anew use configs/evaluate.py")
         evaluate.show(files.read_json(workdir / "result.json"), workdir)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from configs import ablations, common, evaluate, pretrain, recipes
 from maskvlm_jax import config as configs
 from maskvlm_jax import optim, sharding, train_step
+from maskvlm_jax import workdir as workdirs
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.pretrainer import Pretrainer
 
@@ -83,9 +84,9 @@ def test_base_is_the_paper_s_model():
 def test_differing_keys_names_what_matters_and_nothing_else():
     old, new = pretrain.get_config(), pretrain.get_config()
     new.log_every, new.data.workers, new.evaluation.limit, new.mesh.fsdp = 3, 5, 7, 2
-    assert configs.differing_keys(configs.to_json(old), configs.to_json(new)) == []
+    assert workdirs.differing_keys(configs.to_json(old), configs.to_json(new)) == []
     new.optim.lr, new.data.augment.flip, new.seed = 0.5, True, 9
-    assert configs.differing_keys(configs.to_json(old), configs.to_json(new)) == [
+    assert workdirs.differing_keys(configs.to_json(old), configs.to_json(new)) == [
         "data.augment.flip",
         "optim.lr",
         "seed",
@@ -110,7 +111,7 @@ def test_configs_hold_plain_values_only():
 def test_folders_of_a_mixture_s_sets_may_change_and_their_weights_may_not():
     old, new = (pretrain.get_config("data=coco+cc3m").to_dict() for _ in range(2))
     new["data"]["mixture"]["coco"] |= {"root": "/elsewhere", "weight": 2.0}
-    assert configs.differing_keys(old, new) == ["data.mixture.coco.weight"]
+    assert workdirs.differing_keys(old, new) == ["data.mixture.coco.weight"]
 
 
 @pytest.mark.parametrize("recipe", recipes.RECIPES)

@@ -126,8 +126,8 @@ def test_a_typo_is_told_however_the_flags_are_written(cli, flags):
 )
 def test_a_length_needs_one_flag_alone(structure, flag, steps, epochs):
     script = (
-        "import sys; from maskvlm_jax import config as configs, main; config, _ = main.parse(sys.argv); "
-        "configs.check(config); configs.resolve_steps(config, 100_000); "
+        "import sys; from maskvlm_jax import config as configs, main, run_length; config, _ = main.parse(sys.argv); "
+        "configs.check(config); run_length.resolve_steps(config, 100_000); "
         "print(config.steps, config.epochs, config.optim.warmup_steps)"
     )
     command = [sys.executable, "-c", script, PRETRAIN + structure, f"--config.{flag}"]

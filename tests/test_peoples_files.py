@@ -17,8 +17,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from configs import common
-from maskvlm_jax import checkpoint, evaluate, files
-from maskvlm_jax import config as configs
+from maskvlm_jax import checkpoint, evaluate
+from maskvlm_jax import workdir as workdirs
 from maskvlm_jax.data import batch, caption_files, sources, transforms
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.files import Files
@@ -51,7 +51,7 @@ TRAIN = "--config=configs/pretrain.py:size=tiny,data=files"
 @pytest.mark.parametrize("name", ["run [1]", "a]b", "back\\slash"])
 def test_a_workdir_whose_checkpoints_could_not_be_found_is_refused_before_anything_is_made(name, tmp_path, cli):
     with pytest.raises(UserError, match="give another --workdir"):
-        checkpoint.check_folder(tmp_path / name / "inner")
+        workdirs.check_path(tmp_path / name / "inner")
     process = cli("--config=configs/pretrain.py", *toy_flags(), f"--workdir={tmp_path / name}")
     assert process.returncode == 2 and process.stderr.count("\n") == 1
     assert not (tmp_path / name).exists()
@@ -59,7 +59,7 @@ def test_a_workdir_whose_checkpoints_could_not_be_found_is_refused_before_anythi
 
 @pytest.mark.parametrize("name", ["what?", "star*", "a {b,c}", "ünï", "with space"])
 def test_in_any_other_folder_what_was_saved_is_found(name, tmp_path):
-    checkpoint.check_folder(tmp_path / name)
+    workdirs.check_path(tmp_path / name)
     saved = checkpoint.Checkpoints(tmp_path / name)
     saved._checkpointer.save_checkpointables(3, {"progress": {"a": 1}})
     assert saved.steps == [3] and checkpoint.Checkpoints(tmp_path / name, writable=False).steps == [3]
@@ -78,9 +78,9 @@ def test_all_splits_of_a_root_in_brackets_are_prepared(tmp_path, cli):
 HOLD = """
 import sys, time
 from pathlib import Path
-from maskvlm_jax import files
+from maskvlm_jax import workdir as workdirs
 
-with files.locked(Path(sys.argv[1])):
+with workdirs.locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)
 """
@@ -95,7 +95,7 @@ def test_a_second_run_is_refused_in_one_line_and_the_lock_dies_with_its_process(
         assert f"process {first.pid}" in process.stderr and "--workdir" in process.stderr
         assert sorted(path.name for path in tmp_path.iterdir()) == before
         first.send_signal(signal.SIGKILL)
-    with files.locked(tmp_path):
+    with workdirs.locked(tmp_path):
         pass
 
 
@@ -269,16 +269,16 @@ def test_the_flag_that_gives_shards_of_a_split_works_as_it_is_printed(tmp_path, 
 
 def test_a_workdir_in_which_nothing_was_saved_takes_a_new_config(tmp_path):
     workdir, config = tmp_path / "run", toy_config()
-    configs.claim_workdir(workdir, config)
+    workdirs.claim(workdir, config)
     (workdir / "tokenizer").mkdir()
     config.optim.lr = 1e-5
-    configs.claim_workdir(workdir, config)
-    assert configs.upgrade.read(workdir / "config.json")["optim"]["lr"] == 1e-5
+    workdirs.claim(workdir, config)
+    assert workdirs.upgrade.read(workdir / "config.json")["optim"]["lr"] == 1e-5
     assert not (workdir / "tokenizer").exists()
     (workdir / "checkpoints" / "20.damaged").mkdir(parents=True)  # something was trained here
     config.optim.lr = 1e-4
     with pytest.raises(UserError, match="belongs to a run with other values of optim"):
-        configs.claim_workdir(workdir, config)
+        workdirs.claim(workdir, config)
 
 
 # --- the home folder --------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from configs import ablations, common, evaluate, finetune_retrieval, prepare, pretrain, recipes
-from maskvlm_jax import ablate, ranges
+from maskvlm_jax import ablate, ranges, run_length
 from maskvlm_jax import config as configs
 from maskvlm_jax import prepare as preparing
 from maskvlm_jax.errors import UserError
@@ -54,7 +54,7 @@ def test_zero_and_less_is_refused_with_its_name_or_builds(recipe, value):
         set_number(config, key, value)
         try:
             configs.check(config)
-            configs.resolve_steps(config, 1_000)
+            run_length.resolve_steps(config, 1_000)
         except UserError as error:
             assert "\n" not in str(error)
             assert key.split(".")[-1] in str(error), f"{key}: {error}"
@@ -120,34 +120,34 @@ def test_grids_and_preparations_are_checked_by_the_same_table(tmp_path):
 )
 def test_steps_follow_from_epochs_where_there_are_none(steps, epochs, expected):
     config = toy_config(steps=steps, epochs=epochs, batch_size=100, eval_every=-1, optim__warmup_steps=-1)
-    configs.resolve_steps(config, 1_000)
+    run_length.resolve_steps(config, 1_000)
     assert (config.steps, config.eval_every) == (expected, 1)
     assert config.optim.warmup_steps == expected // 10
 
 
 def test_the_paper_s_run_on_coco_alone_is_fifty_epochs_of_coco():
     config = pretrain.get_config("size=base,data=coco")
-    configs.resolve_steps(config, 113_287)
+    run_length.resolve_steps(config, 113_287)
     assert config.steps == round(50 * 113_287 / 512) == 11_063
     assert config.optim.warmup_steps == 1_106 and config.eval_every == 221
 
 
 def test_neither_steps_nor_epochs_is_told():
     with pytest.raises(UserError, match="steps and epochs are both 0"):
-        configs.resolve_steps(toy_config(steps=0), 1_000)
+        run_length.resolve_steps(toy_config(steps=0), 1_000)
 
 
 @pytest.mark.parametrize(("given", "steps", "epochs"), [(set(), 0, 50.0), ({"steps"}, 0, 50.0), ({"epochs"}, 0, 50.0)])
 def test_a_flag_for_steps_or_epochs_sets_the_other_s_default_aside(given, steps, epochs):
     config = pretrain.get_config("size=base,data=coco")
-    configs.set_aside(config, given)
+    run_length.set_aside(config, given)
     assert (config.steps, config.epochs) == (steps, epochs)
     config.steps = 40
     with pytest.raises(UserError, match="steps is 40 and epochs 50; give one of the two"):
-        configs.set_aside(config, {"steps", "epochs"})
-    configs.set_aside(config, {"steps"})
+        run_length.set_aside(config, {"steps", "epochs"})
+    run_length.set_aside(config, {"steps"})
     assert (config.steps, config.epochs) == (40, 0.0)
     tiny = pretrain.get_config()
     tiny.epochs = 2.0
-    configs.set_aside(tiny, {"epochs"})
+    run_length.set_aside(tiny, {"epochs"})
     assert (tiny.steps, tiny.epochs) == (0, 2.0)
