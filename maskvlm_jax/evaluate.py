@@ -18,7 +18,7 @@ from maskvlm_jax import workdir as workdirs
 from maskvlm_jax.checkpoint import open_run
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.evaluation import EvaluationSet, load_evaluation
-from maskvlm_jax.data.sources import count_shared, open_source, open_training_source
+from maskvlm_jax.data.sources import count_trained_on, open_source, open_training_source
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.errors import UserError, writing
 from maskvlm_jax.evaluators import baselines, figures, matching, probes, retrieval
@@ -299,8 +299,7 @@ def loaded(config: ConfigDict) -> Iterator[Loaded]:
         params = checkpoints.load_params(step, abstract, weights=trained.evaluation.weights)
         told = checkpoints.load_progress(step)
         checkpoints.close()
-        lineage = lineage_of(trained, source, step, params, told) | {"trained_on": _trained_on(trained_on)}
-        lineage |= {"examples_trained_on": _examples_trained_on(trained, trained_on)}
+        lineage = lineage_of(trained, source, step, params, told, trained_on)
         yield Loaded(trained, Evaluation(trained, graphdef, tokenizer, mesh, trained_on), params, lineage)
 
 
@@ -316,33 +315,21 @@ def run(config: ConfigDict, workdir: Path) -> None:
     show(result, workdir)
 
 
-RANKS = (*(f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)), "mean_recall")
-PAIRS = ("matching_auc", "matching_accuracy_matched", "matching_accuracy_random")
+def lineage_of(
+    config: ConfigDict, workdir: Path, step: int, params: Any, told: Mapping[str, Any], trained_on: ConfigDict
+) -> dict[str, Any]:
+    """Where parameters come from.
 
-
-def check_best_metric(config: ConfigDict) -> None:
-    """Told before the first step, not after the first evaluation.
-
-    Raises:
-        UserError: `evaluation.best_metric` is none of those that are taken during this training.
+    Args:
+        config: of the evaluation: `data` may be another set than the model was trained on.
+        told: what the parameters' checkpoint remembers.
+        trained_on: `data` of the training.
     """
-    name, matches = config.evaluation.best_metric, any(o.name == "matching" for o in config.objectives.values())
-    if config.model.embed:
-        there = (*RANKS, *(PAIRS if matches else ()))
-    elif matches:
-        there = (*(f"match_{rank}" for rank in RANKS), *PAIRS)
-    else:
-        return  # probes, as the objectives have them
-    if name != "auto" and name not in there:
-        raise UserError(f"evaluation.best_metric {name} is no metric; choose among auto, {', '.join(there)}")
-
-
-def lineage_of(config: ConfigDict, workdir: Path, step: int, params: Any, told: Mapping[str, Any]) -> dict[str, Any]:
-    """Where parameters come from; `told` is what their checkpoint remembers."""
     return {
         "checkpoint": workdir.name,
         "run": config.name,
-        "trained_on": _trained_on(config.data),
+        "trained_on": _trained_on(trained_on),
+        "examples_trained_on": _examples_trained_on(config, trained_on),
         "initialised_from": f"{config.checkpoint} {config.checkpoint_step}" if config.checkpoint else "random",
         "step": step,
         "stream": told["stream"]["rows"],  # fingerprint of the examples that were read, see `data.ledger`
@@ -352,16 +339,15 @@ def lineage_of(config: ConfigDict, workdir: Path, step: int, params: Any, told: 
 
 def _examples_trained_on(config: ConfigDict, trained_on: ConfigDict) -> int | None:
     """How many of the scored examples were trained on; None where that is another set, or not there any more."""
-    same = [config.data.get(key) == trained_on.get(key) for key in ("source", "root", "mixture")]
-    if not all(same):
+    data, of_training = config.data.to_dict(), trained_on.to_dict()
+    if any(data.get(key) != of_training.get(key) for key in ("source", "root", "mixture", "scored")):
         return None
     size = config.model.image.image_size
     try:
-        source = open_training_source(trained_on.to_dict(), size)
-    except UserError:
+        trained = open_training_source(of_training, size)
+    except UserError:  # its pictures may lie elsewhere by now
         return None
-    scored = open_source(config.data.to_dict(), config.evaluation.split, size)
-    return count_shared(source, scored, trained_on.get("limit", 0))
+    return count_trained_on(trained, open_source(data, config.evaluation.split, size), of_training)
 
 
 def _trained_on(data: ConfigDict) -> str:

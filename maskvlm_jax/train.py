@@ -12,13 +12,25 @@ from clu import parameter_overview
 from flax import nnx
 from ml_collections import ConfigDict
 
+from maskvlm_jax import (
+    best,
+    evaluate,
+    files,
+    host,
+    initial,
+    metrics,
+    optim,
+    processes,
+    run_length,
+    sharding,
+    train_step,
+)
 from maskvlm_jax import config as configs
-from maskvlm_jax import evaluate, files, host, initial, metrics, optim, processes, run_length, sharding, train_step
 from maskvlm_jax import workdir as workdirs
 from maskvlm_jax.checkpoint import Checkpoints
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import ledger, pipeline
-from maskvlm_jax.data.sources import Source, count_shared, open_source, open_training_source
+from maskvlm_jax.data.sources import Source, count_trained_on, open_source, open_training_source
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.errors import Stopped, UserError, writing
 from maskvlm_jax.pretrainer import Pretrainer
@@ -43,17 +55,17 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if config.data.text_buckets and jax.process_count() > 1:
         raise UserError("data.text_buckets needs one process: each would cut its rows to another length; set it to ()")
     source = open_training_source(config.data.to_dict(), config.model.image.image_size)
-    shared = _shared(config, source)
-    evaluate.check_best_metric(config)
+    _open_scored(config, source)
+    best.check(config)
     examples = pipeline.check_batch_size(source, config.batch_size, config.data.get("limit", 0))
     config = config.copy_and_resolve_references()
     run_length.resolve_steps(config, examples)
     _report(source)
     with workdirs.locked(workdir) if processes.is_main() else nullcontext():
-        _run_in(workdir, config, source, mesh, shared)
+        _run_in(workdir, config, source, mesh)
 
 
-def _run_in(workdir: Path, config: ConfigDict, source: Source, mesh: jax.sharding.Mesh, shared: dict[str, int]) -> None:
+def _run_in(workdir: Path, config: ConfigDict, source: Source, mesh: jax.sharding.Mesh) -> None:
     workdirs.claim(workdir, config)
     if _is_finished(workdir, config.steps):
         print("this run is finished; to score it anew use configs/evaluate.py")
@@ -61,33 +73,23 @@ def _run_in(workdir: Path, config: ConfigDict, source: Source, mesh: jax.shardin
         return
     tokenizer = initial.tokenizer(config, source, workdir)
     with jax.set_mesh(mesh):
-        _train(config, workdir, source, tokenizer, mesh, shared)
+        _train(config, workdir, source, tokenizer, mesh)
 
 
-def _shared(config: ConfigDict, source: Source) -> dict[str, int]:
-    """Opens what is scored, and counts what of it is trained on too, by split."""
-    shared = {}
-    for split in dict.fromkeys((config.evaluation.during, config.evaluation.split, *config.evaluation.also)):
-        scored = open_source(config.data.to_dict(), split, config.model.image.image_size)
-        count = count_shared(source, scored, config.data.get("limit", 0))
-        if count:
+def _open_scored(config: ConfigDict, source: Source) -> None:
+    """Finds before the first step what is wrong with the splits that are scored, and tells which are trained on too.
+
+    Raises:
+        UserError: one cannot be opened.
+    """
+    options, data, size = config.evaluation, config.data.to_dict(), config.model.image.image_size
+    for split in dict.fromkeys((options.during, options.split, *options.also)):
+        scored = open_source(data, split, size)
+        if count := count_trained_on(source, scored, data):
             print(
                 f"warning: {count:,} of the {len(scored):,} examples of split {split} are trained on too; their scores "
                 "tell how well they are remembered"
             )
-        if count is not None:
-            shared[split] = count
-    return shared
-
-
-# What evaluation.best_metric = "auto" takes: the first that the model has.
-BEST_METRICS = (
-    "mean_recall",
-    "match_mean_recall",
-    "masked_text_accuracy_matched",
-    "masked_image_psnr_matched",
-    "masked_feature_cosine_matched",
-)
 
 
 class Built(NamedTuple):
@@ -147,14 +149,12 @@ def make_example(config: ConfigDict, source: Source, tokenizer: Tokenizer) -> pi
     )
 
 
-def _train(
-    config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, shared
-) -> None:
+def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> None:
     began = time.monotonic()
     built = build(config, mesh)
     compiled = _compile_ahead(config, built, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
-    best = Checkpoints(workdir / "best")
+    kept = Checkpoints(workdir / "best")
     state, told = initial.restore_or_init(config, checkpoints, built)
     start = int(state.step)
     evaluation = evaluate.Evaluation(config, built.graphdef, tokenizer, mesh)
@@ -168,10 +168,10 @@ def _train(
     _introduce(config, workdir, source, tokenizer, state)
     read = ledger.Ledger(source.fingerprint, batch_size=config.batch_size, rows=rows, counted=counted)
     watch = StepWatch(source, config.data.max_broken, told, read)
-    with closing(checkpoints), closing(best), closing(writer), stopping_signals() as stop:
+    with closing(checkpoints), closing(kept), closing(writer), stopping_signals() as stop:
         if evaluate_again and start < config.steps:
             with stop.at_once(start):
-                _evaluate(config, evaluation, state, start, writer, best, watch.told)
+                _evaluate(config, evaluation, state, start, writer, kept, watch.told)
         for step in range(start + 1, config.steps + 1):
             clock = time.monotonic()
             batch = next(stream)
@@ -205,11 +205,11 @@ def _train(
                     raise Stopped(stopped, step)
                 if due["eval_every"] and not last:
                     with stop.at_once(step):
-                        _evaluate(config, evaluation, state, step, writer, best, watch.told)
+                        _evaluate(config, evaluation, state, step, writer, kept, watch.told)
                 progress.restart()
         checkpoints.wait()
         with stop.at_once(config.steps):
-            _finish(config, workdir, evaluation, state, writer, best, watch.told, shared)
+            _finish(config, workdir, evaluation, state, writer, kept, watch.told)
 
 
 def _compile_ahead(config: ConfigDict, built: Built, mesh: jax.sharding.Mesh) -> Callable[[], None]:
@@ -237,12 +237,11 @@ def _introduce(config, workdir: Path, source: Source, tokenizer: Tokenizer, stat
             )
 
 
-def _finish(config, workdir: Path, evaluation, state: TrainState, writer, best, told: dict[str, Any], shared) -> None:
-    _evaluate(config, evaluation, state, config.steps, writer, best, told)
+def _finish(config, workdir: Path, evaluation, state: TrainState, writer, kept, told: dict[str, Any]) -> None:
+    _evaluate(config, evaluation, state, config.steps, writer, kept, told)
     print("final evaluation ...", flush=True)
     params = _weights(config, state)
-    lineage = evaluate.lineage_of(config, workdir, config.steps, params, told)
-    lineage |= {"examples_trained_on": shared.get(config.evaluation.split)}
+    lineage = evaluate.lineage_of(config, workdir, config.steps, params, told, config.data)
     on_figure = lambda name, sheet: writer.figure(config.steps, name, sheet)  # noqa: E731
     result = evaluate.final_result(evaluation, config, params, folder=workdir, lineage=lineage, on_figure=on_figure)
     writer.write(config.steps, config.evaluation.split, result["metrics"])
@@ -252,26 +251,20 @@ def _finish(config, workdir: Path, evaluation, state: TrainState, writer, best, 
     evaluate.show(result, workdir)
 
 
-def _evaluate(config, evaluation, state: TrainState, step: int, writer, best, told: dict[str, Any]) -> None:
+def _evaluate(config, evaluation, state: TrainState, step: int, writer, kept, told: dict[str, Any]) -> None:
     """The quick scores on the split that picks the best; the rest waits for the end of the run."""
     split = config.evaluation.during
     values = evaluation.quick(_weights(config, state), split)
     writer.write(step, split, values)
-    _keep_best(config, state, step, values, best, told)
+    _keep_best(config, state, step, values, kept, told)
     print(f"step {step}  {split}: " + "  ".join(f"{name} {value:.1f}" for name, value in values.items()), flush=True)
 
 
-def _keep_best(config, state: TrainState, step: int, values: Mapping[str, float], best, told: dict[str, Any]) -> None:
-    name = config.evaluation.best_metric
-    if name == "auto":
-        name = next((metric for metric in BEST_METRICS if metric in values), None)
-        if name is None:
-            return
-    if name not in values:
-        raise UserError(f"evaluation.best_metric {name} is no metric; choose among {', '.join(values)}")
-    if values[name] > told["best"]:
-        told |= {"best": values[name], "best_step": step}
-        best.save(state, told)
+def _keep_best(config, state: TrainState, step: int, values: Mapping[str, float], kept, told: dict[str, Any]) -> None:
+    value = best.value(config, values)
+    if value is not None and value > told["best"]:
+        told |= {"best": value, "best_step": step}
+        kept.save(state, told)
 
 
 def _weights(config: ConfigDict, state: TrainState) -> Any:

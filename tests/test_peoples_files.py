@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
 
-from configs import common
-from maskvlm_jax import checkpoint, evaluate
+from configs import common, pretrain
+from maskvlm_jax import best, checkpoint
 from maskvlm_jax import workdir as workdirs
 from maskvlm_jax.data import batch, caption_files, sources, transforms
 from maskvlm_jax.data import tokenizer as tokenizers
@@ -108,8 +108,21 @@ def test_examples_that_are_trained_on_and_scored_are_counted(tmp_path):
     train, val, test = (
         Files(root=str(root), images="images", captions="captions.csv", split=split, splits=lists) for split in lists
     )
-    assert [sources.count_shared(train, scored) for scored in (train, val, test)] == [8, 2, 0]
-    assert sources.count_shared(train, val, limit=7) == 1
+    assert [sources.count_trained_on(train, scored, {}) for scored in (train, val, test)] == [8, 2, 0]
+    assert sources.count_trained_on(train, val, {"limit": 7}) == 1
+
+
+def test_of_a_mixture_the_scored_set_is_looked_at(tmp_path):
+    lists = {"train": NAMES[:8], "val": NAMES[6:]}
+    roots = {name: pictures(tmp_path / name, NAMES, lists) for name in ("files", "flickr8k")}
+    data = common.data_block("files+flickr8k").to_dict()
+    for name, root in roots.items():
+        data["mixture"][name] |= {"root": str(root), "images": "images", "captions": "captions.csv"}
+        data["mixture"][name]["splits"] = {split: f"{split}.txt" for split in lists}
+    trained, scored = sources.open_training_source(data, 32), sources.open_source(data, "val", 32)
+    assert sources.count_trained_on(trained, scored, data) == 2
+    data["mixture"]["files"]["limit"] = 7
+    assert sources.count_trained_on(sources.open_training_source(data, 32), scored, data) == 1
 
 
 def test_a_set_without_splits_says_that_it_scores_what_it_trained_on(tmp_path, cli):
@@ -433,7 +446,28 @@ def test_a_wrong_name_of_the_evaluation_is_told_before_the_first_step(flag, told
 def test_the_metrics_that_can_choose_the_best_are_those_that_are_taken(finished_run):
     lines = map(json.loads, (finished_run[0] / "metrics.jsonl").read_text().splitlines())
     taken = next(set(line) - {"step", "split"} for line in lines if line["split"] == "val")
-    assert taken == {*evaluate.RANKS, *evaluate.PAIRS}
+    assert taken == set(best.metrics_taken(pretrain.get_config()))
+
+
+@pytest.mark.parametrize(
+    ("structure", "off", "some"),
+    [
+        ("recipe=clip", (), {"mean_recall"}),
+        ("recipe=mlim", (), set()),
+        ("", ("contrastive",), {"match_mean_recall", "matching_auc"}),
+        ("", ("contrastive", "matching"), set()),
+    ],
+)
+def test_metrics_follow_from_what_is_trained(structure, off, some):
+    config = pretrain.get_config(structure)
+    for label in off:
+        config.objectives[label].weight = 0.0
+    taken = set(best.metrics_taken(config))
+    assert some <= taken and bool(some) == bool(taken)
+    assert ("mean_recall" in taken) == ("match_mean_recall" not in taken and bool(taken))
+    for name in some:
+        config.evaluation.best_metric = name
+        best.check(config)
 
 
 def test_one_picture_has_no_wrong_one_beside_it(tmp_path, cli):

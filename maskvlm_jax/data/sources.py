@@ -69,19 +69,25 @@ def open_training_source(data: Mapping[str, Any], image_size: int) -> Source:
 MOST_COMPARED = 2_000_000
 
 
-def count_shared(trained: Source, scored: Source, limit: int = 0) -> int | None:
+def count_trained_on(trained: Source, scored: Source, data: Mapping[str, Any]) -> int | None:
     """How many examples of `scored` training sees too, by their ids; None where there are too many to look.
 
+    Of a mixture, those of the set `data.scored`: other sets name the same picture otherwise.
+
     Args:
-        limit: only the first examples are trained on; 0 = all.
+        trained: the training source of `data`, as `open_training_source` gives it.
+        scored: another split of `data`.
     """
+    limit = data.get("limit", 0)
+    if isinstance(trained, Mixture):
+        trained, limit = trained.part(data["scored"])
+    seen = min(limit or len(trained), len(trained))
     if trained.fingerprint == scored.fingerprint:
-        return min(limit, len(scored)) if limit else len(scored)
-    seen = range(min(limit, len(trained)) if limit else len(trained))
-    if len(seen) + len(scored) > MOST_COMPARED:
+        return seen
+    if seen + len(scored) > MOST_COMPARED:
         return None
     ids = {scored.id(i) for i in range(len(scored))}
-    return len(ids & {trained.id(i) for i in seen})
+    return len(ids & {trained.id(i) for i in range(seen)})
 
 
 def _parts(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -165,6 +171,7 @@ class Mixture:
         self._names, self._sources, weights, limits = zip(*parts, strict=True)
         lengths = [len(source) for source in self._sources]
         self._starts = [0, *itertools.accumulate(lengths)]
+        self._limits = limits
         self.sizes = [min(length, limit or length) for length, limit in zip(lengths, limits, strict=True)]
         if any(weight < 0 for weight in weights) or (any(weights) and not all(weights)):
             told = ", ".join(f"{name} {weight}" for name, weight in zip(self._names, weights, strict=True))
@@ -199,6 +206,11 @@ class Mixture:
         name, source, local = self._at(index)
         example = source[local]
         return example | {"id": f"{name}/{example['id']}"}
+
+    def part(self, name: str) -> tuple[Source, int]:
+        """A set by its name, and how many of its first examples are drawn, 0 = all."""
+        place = self._names.index(name)
+        return self._sources[place], self._limits[place]
 
     def id(self, index: int) -> str:
         name, source, local = self._at(index)
