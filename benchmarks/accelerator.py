@@ -160,7 +160,7 @@ class Results:
 
 
 def measure(args: argparse.Namespace) -> int:
-    """Runs what is not there yet; returns the number of parts that failed or were not begun."""
+    """Runs what is not there yet; returns the number of parts and tests that failed or were not begun."""
     out, began = Path(args.out), time.monotonic()
     if args.dry:  # nobody looks at the times
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
@@ -177,7 +177,8 @@ def measure(args: argparse.Namespace) -> int:
         list(pool.map(results.run, left))
     wanted = [part.name for wave in parts(args) for part in wave if not args.only or part.name in args.only]
     there = results.read()
-    return sum("result" not in there.get(name, {}) for name in wanted)
+    left = sum("result" not in there.get(name, {}) for name in wanted)
+    return left + len(there.get("tests", {}).get("result", {}).get("failed", []))
 
 
 def run_tests(paths: list[str]) -> int:
@@ -189,7 +190,7 @@ def run_tests(paths: list[str]) -> int:
     print(done.stdout[-20_000:], done.stderr[-2_000:], sep="\n", file=sys.stderr)
     failed = [line.split(" - ")[0].removeprefix("FAILED ") for line in lines if line.startswith("FAILED ")]
     print(json.dumps({"told": lines[-1].strip("= "), "failed": failed}))
-    return 0
+    return done.returncode if done.returncode != 1 else 0  # 1: some failed, which is a result
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

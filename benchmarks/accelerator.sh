@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All that a new accelerator has to show, in eight minutes on one H100: numbers, reproducibility, speed beside PyTorch.
+# All that a new accelerator has to show: speed beside PyTorch, numbers, reproducibility. No part is begun after eight
+# minutes (--seconds).
 #
 #   benchmarks/accelerator.sh OUT                     # goes on where OUT/results.jsonl ends
 #   benchmarks/accelerator.sh OUT --photographs DATA  # DATA: a prepared set, see configs/prepare.py

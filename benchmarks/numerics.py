@@ -109,6 +109,9 @@ def main() -> int:
     config.model.shared.dtype = args.dtype
     jax.config.update("jax_default_matmul_precision", None if args.precision == "default" else args.precision)
 
+    if args.write and (args.dtype, args.precision) != ("float32", "default"):
+        parser.error("--write computes in float32; leave --dtype and --precision out")
+
     def measure() -> dict[str, Any]:
         set_values(config, args.set)
         run_length.resolve_steps(config, 100_000)

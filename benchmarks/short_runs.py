@@ -62,7 +62,8 @@ class Runs:
                 logged = re.match(r"step (\d+)/", line)
                 if kill_at and logged and int(logged[1]) >= kill_at and _has_checkpoint(workdir):
                     process.send_signal(signal.SIGKILL)
-        (workdir.parent / f"{name}.log").open("a").write("".join(lines))
+        with (workdir.parent / f"{name}.log").open("a") as log:
+            log.write("".join(lines))
         if process.returncode and not (kill_at and process.returncode == -signal.SIGKILL):
             raise UserError(f"the run {name} ended with {process.returncode}: {lines[-1].strip() if lines else ''}")
         return workdir

@@ -21,8 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.task = "pretrain"
     config.name = f"{choice['recipe']}-{size}-{data}"
     config.seed = 0
-    # GPUs: only operations that give the same bits every time; slower, and needs XLA to be told before it starts. CPUs
-    # and TPUs give the same bits anyway.
+    # GPUs: only operations that give the same bits every time; slower. CPUs give the same bits anyway.
     config.deterministic = False
     config.steps = 1_000  # 0: `epochs` of the data
     config.epochs = 0.0  # 0: `steps`; where a flag sets one of the two, the other's default does not count

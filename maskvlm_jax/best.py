@@ -16,23 +16,37 @@ AUTO = (
 )
 RANKS = (*(f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)), "mean_recall")
 PAIRS = ("matching_auc", "matching_accuracy_matched", "matching_accuracy_random")
+_READS = ("matched", "shuffled", "empty")
+# Of a model that ranks nothing, by what is trained.
+PROBES = {
+    "masked_text": (
+        *(f"masked_text_{kind}_{reads}" for kind in ("loss", "accuracy") for reads in _READS),
+        *(f"masked_text_accuracy_{name}" for name in ("gain", "gain_low", "gain_high", "neighbours")),
+    ),
+    "masked_image": (
+        *(f"masked_image_{kind}_{reads}" for kind in ("loss", "psnr") for reads in _READS),
+        *(f"masked_image_psnr_{name}" for name in ("gain", "gain_low", "gain_high", "blend")),
+    ),
+    "masked_feature": tuple(f"masked_feature_cosine_{reads}" for reads in _READS),
+}
 
 
 def metrics_taken(config: ConfigDict) -> tuple[str, ...]:
-    """The metrics of a model that ranks, as evaluations during its training take them; none of one that does not."""
+    """What evaluations during a training take."""
     trained = {label for label, objective in config.objectives.items() if objective.weight}
+    if not trained & {"contrastive", "matching"}:
+        return tuple(name for label, names in PROBES.items() if label in trained for name in names)
     ranks = RANKS if "contrastive" in trained else tuple(f"match_{name}" for name in RANKS)
-    return (*(ranks if trained & {"contrastive", "matching"} else ()), *(PAIRS if "matching" in trained else ()))
+    return (*ranks, *(PAIRS if "matching" in trained else ()))
 
 
 def check(config: ConfigDict) -> None:
-    """To be called before the first step: the first evaluation may be hours behind it.
+    """To be called before the first step: the first evaluation may come hours later.
 
     Raises:
         UserError: `evaluation.best_metric` is none of those that are taken.
     """
-    if taken := metrics_taken(config):
-        _check(config.evaluation.best_metric, taken)
+    _check(config.evaluation.best_metric, metrics_taken(config))
 
 
 def value(config: ConfigDict, metrics: Mapping[str, float]) -> float | None:

@@ -177,11 +177,11 @@ def model_arguments(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-_PATHS = ("root", "checkpoint", "tokenizer", "out", "data_root")
+_PATHS = ("root", "images", "captions", "checkpoint", "tokenizer", "out", "data_root")
 
 
 def expand_paths(block: ConfigDict) -> None:
-    """Puts the home folder in the place of a leading ~ in every path of a config: a flag's value met no shell."""
+    """Puts the home folder in the place of a leading ~ in the paths of a config: no shell has seen a flag's value."""
     for key, value in block.items():
         if isinstance(value, ConfigDict):
             expand_paths(value)

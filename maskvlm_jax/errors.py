@@ -83,7 +83,7 @@ def writing(path: Path | str) -> Iterator[None]:
 
 
 def few(names: Iterable[object], most: int = 8) -> str:
-    """The first names of a listing, and how many more there are: a message has one line, not a data set in it."""
+    """The first names of a listing, and how many more there are: so that a message stays one line."""
     names = [str(name) for name in names]
     shown = ", ".join(name if len(name) <= 80 else f"{name[:77]}..." for name in names[:most])
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown

@@ -1,7 +1,7 @@
 """Scores of a model on a split, with the protocol they were taken under; inside training and alone."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -309,8 +309,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Raises:
         UserError: there is no such workdir, or nothing in it that can be read.
     """
-    lock = workdirs.locked(workdir) if processes.is_main() else nullcontext()
-    with loaded(config) as (trained, evaluation, params, lineage), lock:
+    with loaded(config) as (trained, evaluation, params, lineage), workdirs.locked(workdir):
         result = final_result(evaluation, trained, params, folder=workdir, lineage=lineage)
     show(result, workdir)
 
@@ -339,15 +338,20 @@ def lineage_of(
 
 def _examples_trained_on(config: ConfigDict, trained_on: ConfigDict) -> int | None:
     """How many of the scored examples were trained on; None where that is another set, or not there any more."""
-    data, of_training = config.data.to_dict(), trained_on.to_dict()
-    if any(data.get(key) != of_training.get(key) for key in ("source", "root", "mixture", "scored")):
+    if any(config.data.get(key) != trained_on.get(key) for key in ("source", "root", "mixture")):
         return None
-    size = config.model.image.image_size
+    size, split = config.model.image.image_size, config.evaluation.split
     try:
-        trained = open_training_source(of_training, size)
+        trained = open_training_source(trained_on.to_dict(), size)
     except UserError:  # its pictures may lie elsewhere by now
         return None
-    return count_trained_on(trained, open_source(data, config.evaluation.split, size), of_training)
+    scored = {split: (open_source(config.data.to_dict(), split, size), config.evaluation.limit)}
+    return count_trained_on(trained, scored, **counted(config.data, trained_on)).get(split)
+
+
+def counted(scored: ConfigDict, trained_on: ConfigDict) -> dict[str, Any]:
+    """Arguments of `count_trained_on` from the `data` of an evaluation and of a training."""
+    return {"part": scored.get("scored", ""), "limit": trained_on.get("limit", 0)}
 
 
 def _trained_on(data: ConfigDict) -> str:

@@ -52,8 +52,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-# What XLA is told where it compiles for NVIDIA's GPUs; `benchmarks/accelerator.sh` ran with these on an H100. Each one
-# that XLA_FLAGS names already stays as it is there.
+# What XLA is told where it compiles for NVIDIA's GPUs, as in the measurements of docs/performance.md. A flag that
+# XLA_FLAGS has already stays as it is there.
 _XLA_FLAGS = {
     # Its search for tilings of norms and softmax takes more than half of a step's compilation, on one core: 138 s of it
     # with the pass and 61 s without, at `mini`.
@@ -80,10 +80,11 @@ def prepare_accelerator(*, deterministic: bool = False) -> None:
     added = [f"--{name}={value}" for name, value in wanted.items() if f"--{name}=" not in given]
     os.environ["XLA_FLAGS"] = " ".join([*given.split(), *added])
     # One ready kernel for all random draws: a model's first parameters are hundreds, each of which XLA would compile.
-    # The bits are the same. Read when jax is imported, and told it where it is already.
-    os.environ.setdefault("JAX_THREEFRY_GPU_KERNEL_LOWERING", "1")
-    if "jax" in sys.modules:
-        sys.modules["jax"].config.update("jax_threefry_gpu_kernel_lowering", True)
+    # The bits are the same. JAX reads the variable when it is imported, which may have been.
+    if "JAX_THREEFRY_GPU_KERNEL_LOWERING" not in os.environ:
+        os.environ["JAX_THREEFRY_GPU_KERNEL_LOWERING"] = "1"
+        if "jax" in sys.modules:
+            sys.modules["jax"].config.update("jax_threefry_gpu_kernel_lowering", True)
 
 
 def quiet_libraries() -> None:
@@ -110,7 +111,7 @@ def _tell_unraisable(ignored: Any) -> None:
 
 
 def print_any_text() -> None:
-    """What the terminal's encoding has no letters for is printed as numbers; a caption ends no run."""
+    """Letters that the terminal's encoding lacks are printed as numbers, so that a caption cannot end a run."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where tests or notebooks stand in for it
             stream.reconfigure(errors="backslashreplace")

@@ -67,7 +67,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     except (AttributeError, KeyError) as error:
         raise UserError(_unknown_key(argv, str(error))) from error
     except (flags.Error, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-        told = _last_line(error)
+        told = _last_line(error, _config_file(argv)[0])
         raise UserError(_unknown_key(argv, told) if told.startswith("Could not parse") else told) from error
     if config is None:
         raise UserError(_NO_CONFIG)
@@ -90,26 +90,37 @@ def _unknown_key(argv: list[str], told: str) -> str:
     return told
 
 
-def _defaults(argv: list[str]) -> ConfigDict:
-    """The config file's values before any flag: the flags' own copy is not there where one of them failed."""
+def _config_file(argv: list[str]) -> tuple[str, str]:
+    """The path and the structure that --config gives; "" where it is not there."""
     joined = [re.fullmatch(r"--?config=(.*)", arg) for arg in argv]
     apart = [value for name, value in itertools.pairwise(argv) if name in ("--config", "-config")]
     given = [*(found[1] for found in joined if found), *apart]
     path, _, structure = (given[-1] if given else "").partition(":")
+    return path, structure
+
+
+def _defaults(argv: list[str]) -> ConfigDict:
+    """The config file's values before any flag: the flags' own copy is not there where one of them failed."""
+    path, structure = _config_file(argv)
     if not Path(path).is_file():
         raise UserError(f"there is no config file {path!r}; {_NO_CONFIG}" if path else _NO_CONFIG)
     return runpy.run_path(path)["get_config"](structure)
 
 
-def _last_line(error: Exception) -> str:
-    """The last line of an error without the names of exception classes: the cause, where libraries wrap it."""
+def _last_line(error: Exception, path: str) -> str:
+    """The last line of an error without the names of exception classes: the cause, where libraries wrap it.
+
+    Args:
+        path: of the config file.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if "Path to config file is an empty string" in str(error):
         return _NO_CONFIG
     missing = next((line for line in lines if "No such file" in line), None)
     told = re.sub(r"^(\w+Error|Exception): ", "", missing or lines[-1])
-    if found := re.search(r"No such file or directory: '(.*)'$", told):
-        return f"there is no config file {found[1]!r}; {_NO_CONFIG}" if found[1] else _NO_CONFIG
+    found = re.search(r"No such file or directory: '(.*)'$", told)
+    if found and found[1] == path:  # a config may open files of its own
+        return f"there is no config file {path!r}; {_NO_CONFIG}" if path else _NO_CONFIG
     return re.sub(r"\('Non-boolean argument to boolean flag', .*\)$", "give True or False", told)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,18 +55,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if config.data.text_buckets and jax.process_count() > 1:
         raise UserError("data.text_buckets needs one process: each would cut its rows to another length; set it to ()")
     source = open_training_source(config.data.to_dict(), config.model.image.image_size)
-    _open_scored(config, source)
     best.check(config)
+    _open_scored(config, source)
     examples = pipeline.check_batch_size(source, config.batch_size, config.data.get("limit", 0))
     config = config.copy_and_resolve_references()
     run_length.resolve_steps(config, examples)
     _report(source)
-    with workdirs.locked(workdir) if processes.is_main() else nullcontext():
+    with workdirs.locked(workdir) as alone:
+        workdirs.claim(workdir, config, alone=alone)
         _run_in(workdir, config, source, mesh)
 
 
 def _run_in(workdir: Path, config: ConfigDict, source: Source, mesh: jax.sharding.Mesh) -> None:
-    workdirs.claim(workdir, config)
     if _is_finished(workdir, config.steps):
         print("this run is finished; to score it anew use configs/evaluate.py")
         evaluate.show(files.read_json(workdir / "result.json"), workdir)
@@ -83,12 +83,13 @@ def _open_scored(config: ConfigDict, source: Source) -> None:
         UserError: one cannot be opened.
     """
     options, data, size = config.evaluation, config.data.to_dict(), config.model.image.image_size
-    for split in dict.fromkeys((options.during, options.split, *options.also)):
-        scored = open_source(data, split, size)
-        if count := count_trained_on(source, scored, data):
+    splits = dict.fromkeys((options.during, options.split, *options.also))
+    scored = {split: (open_source(data, split, size), options.limit) for split in splits}
+    for split, count in count_trained_on(source, scored, **evaluate.counted(config.data, config.data)).items():
+        if count:
             print(
-                f"warning: {count:,} of the {len(scored):,} examples of split {split} are trained on too; their scores "
-                "tell how well they are remembered"
+                f"warning: {count:,} of the examples of split {split} are trained on too; their scores tell how well "
+                "they are remembered"
             )
 
 

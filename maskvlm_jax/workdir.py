@@ -1,4 +1,4 @@
-"""Whose a workdir is: which config it belongs to, and which process writes in it."""
+"""Which config a workdir belongs to, and which process writes in it."""
 
 import contextlib
 import errno
@@ -37,7 +37,7 @@ FREE_KEYS = (
 
 
 def check_path(folder: Path) -> None:
-    """To be called before anything is trained.
+    """To be called before anything is trained or read.
 
     Raises:
         UserError: Orbax would take the path for a pattern, and find nothing of what it saved there.
@@ -45,7 +45,7 @@ def check_path(folder: Path) -> None:
     path = str(folder.absolute())
     if found := re.search(r"[\[\]\\]", path):
         raise UserError(
-            f"{path}: no checkpoint can be found in a folder with {found[0]!r} in its path; give another --workdir"
+            f"{path}: no checkpoint can be found in a folder with {found[0]!r} in its path; rename it or take another"
         )
 
 
@@ -55,12 +55,18 @@ _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes that ask for it out of a folder; the lock goes with this process, however it ends.
+def locked(folder: Path) -> Iterator[bool]:
+    """Keeps other runs that ask for it out of a folder; the lock goes with this process, however it ends.
+
+    Of a run of several processes the one that writes has it. Yields whether no other run can be there, which is not
+    known where the file system has no locks.
 
     Raises:
-        UserError: another process has it.
+        UserError: another run has it.
     """
+    if not processes.is_main():
+        yield True
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / _LOCK).open("a+", encoding="utf-8")
@@ -80,10 +86,13 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
+            print(f"warning: {folder} is on a file system without locks; see that no other run writes there")
+            yield False
+            return
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        yield True
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -106,16 +115,18 @@ def _is_free(key: str) -> bool:
 
 def _holds_a_run(workdir: Path) -> bool:
     """Whether something has been trained in a workdir."""
-    saved = [
-        path for name in ("checkpoints", "best") if (workdir / name).is_dir() for path in (workdir / name).iterdir()
-    ]
-    return (workdir / "result.json").exists() or any(path.name.split(".")[0].isdigit() for path in saved)
+    folders = [workdir / name for name in ("checkpoints", "best") if (workdir / name).is_dir()]
+    saved = any(path.name.split(".")[0].isdigit() for folder in folders for path in folder.iterdir())
+    return saved or (workdir / "result.json").exists()
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
+def claim(workdir: Path, config: ConfigDict, *, alone: bool) -> None:
     """Writes config.json into a new workdir; a workdir of another run is refused, in every process of a run.
 
     One in which nothing was saved yet, because its first command was wrong, is no other run: it gets the new config.
+
+    Args:
+        alone: no other run can be in the workdir; otherwise one may be there that has not saved yet.
 
     Raises:
         UserError: the folder cannot be written, or its config differs in a key that matters.
@@ -126,7 +137,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         if path.exists():
             there = upgrade.read(path)
             differing = differing_keys(there, wanted)
-            if differing and not _holds_a_run(workdir):
+            if differing and alone and not _holds_a_run(workdir):
                 if processes.is_main():
                     shutil.rmtree(workdir / "tokenizer", ignore_errors=True)  # it may be of other values too
             elif differing:

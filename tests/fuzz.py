@@ -2,10 +2,12 @@
 
     python tests/fuzz.py FOLDER SEED COUNT
 
-Prints one JSON object a command line: what it was, its exit status, and what it printed. Nothing is trained: where a
+Prints one JSON object a command line: what it was, its exit status, what it printed, and which files that were there
+before it has changed. Nothing is trained: where a
 command line is right, the run ends where its first step would begin.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -169,6 +171,12 @@ def run_alone(work: Callable[[], int], out: Path, errors: Path, seconds: int) ->
     return 124 if status == -signal.SIGALRM else status
 
 
+def contents(*folders: Path) -> dict[str, str]:
+    """sha256 of every file below folders."""
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".index")
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 def fuzz(folder: Path, seed: int, count: int) -> None:
     """Prints the outcome of `count` command lines."""
     from configs import pretrain
@@ -185,8 +193,11 @@ def fuzz(folder: Path, seed: int, count: int) -> None:
         argv = command_line(rng, folder, roots, keys, number)
         out, errors = folder / "out", folder / "errors"
         sys.argv = argv  # config_flags looks there for the flags that it is to define
+        before = contents(kept, folder / "data")
         status = run_alone(lambda argv=argv: main.main(argv), out, errors, 120)
-        told = {"argv": argv, "status": status}
+        after = contents(kept, folder / "data")
+        changed = [path for path in before if after.get(path) != before[path]]
+        told = {"argv": argv, "status": status, "changed": changed}
         told |= {"out": out.read_text(errors="replace"), "errors": errors.read_text(errors="replace")}
         print(json.dumps(told), flush=True)
 

@@ -1,6 +1,7 @@
 """The benchmarks run and tell what they promise; how fast anything is is not looked at."""
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -311,6 +312,7 @@ def test_every_part_of_the_accelerators_script_runs_at_toy_size(measured):
     assert done.returncode == 0, done.stdout + done.stderr
     assert results["bits/as it is"]["result"]["equal"] and results["bits/deterministic"]["result"]["equal"]
     assert results["bits/as it is"]["result"]["resumed_at"] > 0
+    assert results["tests"]["result"]["failed"] == []
     assert results["curves"]["result"]["largest_difference"] < 0.01
 
 
@@ -326,6 +328,14 @@ ENTRY %main (x: bf16[4,8], w: f32[8,2]) -> f32[4,2] {
   ROOT %out = f32[4,2]{1,0} get-tuple-element(%call), index=0
 }
 """
+
+
+def test_the_program_for_a_gpu_needs_its_plugin(benchmark):
+    if importlib.util.find_spec("jax_plugins.xla_cuda13") is not None:
+        pytest.skip("it is installed, and compiling takes minutes")
+    process = benchmark("gpu_program.py", "--size", "tiny")
+    assert (process.returncode, len(process.stderr.splitlines())) == (2, 1)
+    assert 'pip install "jax[cuda13]"' in process.stderr
 
 
 def test_bytes_of_a_program_by_kind_of_kernel():

@@ -63,15 +63,22 @@ def test_a_process_that_starts_anew_keeps_its_number_and_its_arguments():
     assert told == [process.pid, "glibc.malloc.hugetlb=1", ["a b", "--c=d"]]
 
 
-def prepared(monkeypatch, plugins: list[str], flags: str = "", **options) -> list[str]:
+def prepared(monkeypatch, plugins: list[str], flags: str = "", threefry: str = "", **options) -> list[str]:
     """XLA_FLAGS after `prepare_accelerator`, where JAX has these plugins."""
     monkeypatch.setenv("XLA_FLAGS", flags)
-    monkeypatch.delenv("JAX_THREEFRY_GPU_KERNEL_LOWERING", raising=False)
+    monkeypatch.setenv("JAX_THREEFRY_GPU_KERNEL_LOWERING", threefry or "absent")  # so that it is put back
+    if not threefry:
+        monkeypatch.delenv("JAX_THREEFRY_GPU_KERNEL_LOWERING")
     monkeypatch.setattr(host.pkgutil, "iter_modules", lambda path: [SimpleNamespace(name=name) for name in plugins])
     monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[]))
-    monkeypatch.delitem(sys.modules, "jax", raising=False)
     host.prepare_accelerator(**options)
     return os.environ["XLA_FLAGS"].split()
+
+
+@pytest.fixture(autouse=True)
+def no_jax(monkeypatch):
+    """Its settings are those of all tests."""
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
 
 
 def test_flags_are_for_nvidia_alone_and_never_in_the_users_way(monkeypatch):
@@ -80,6 +87,15 @@ def test_flags_are_for_nvidia_alone_and_never_in_the_users_way(monkeypatch):
     assert "--xla_gpu_enable_triton_gemm=true" in flags and "--xla_gpu_enable_triton_gemm=false" not in flags
     assert "--xla_dump_to=here" in flags and "--xla_gpu_deterministic_ops=true" not in flags
     assert os.environ["JAX_THREEFRY_GPU_KERNEL_LOWERING"] == "1"
+
+
+@pytest.mark.parametrize(("threefry", "told"), [("", [True]), ("0", []), ("1", [])])
+def test_how_numbers_are_drawn_is_told_to_a_jax_that_is_there_and_left_as_it_was_asked_for(monkeypatch, threefry, told):
+    heard = []
+    jax = SimpleNamespace(config=SimpleNamespace(update=lambda name, value: heard.append(value)))
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    prepared(monkeypatch, ["xla_cuda13"], threefry=threefry)
+    assert heard == told and os.environ["JAX_THREEFRY_GPU_KERNEL_LOWERING"] == (threefry or "1")
 
 
 def test_deterministic_operations_are_asked_for_by_a_flag(monkeypatch):

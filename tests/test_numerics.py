@@ -25,12 +25,20 @@ def equations(jaxpr) -> Iterator:
 
 
 def long_sums(jaxpr) -> Iterator[str]:
-    """Sums of more than `MOST_SUMMED` elements in 16 bits."""
+    """Sums in 16 bits of more than `MOST_SUMMED` elements, or of more rows than a table has."""
     for equation in equations(jaxpr):
-        if equation.primitive.name in ("reduce_sum", "cumsum", "reduce"):
-            before, after = equation.invars[0].aval, equation.outvars[0].aval
-            if before.dtype == jnp.bfloat16 and before.size > MOST_SUMMED * max(1, after.size):
-                yield f"{equation.primitive.name} {before.shape} -> {after.shape}"
+        before, after = ([variable.aval for variable in side] for side in (equation.invars, equation.outvars))
+        if not before or getattr(before[0], "dtype", None) != jnp.bfloat16:
+            continue
+        name = equation.primitive.name
+        if name == "scatter-add":  # the gradient of a look-up: one row of a batch's words may be most of them
+            long = before[2].size > before[0].size
+        elif name == "cumsum":
+            long = before[0].shape[equation.params["axis"]] > MOST_SUMMED
+        else:
+            long = name == "reduce_sum" and before[0].size > MOST_SUMMED * max(1, after[0].size)
+        if long:
+            yield f"{name} {before[0].shape} -> {after[0].shape}"
 
 
 def rounded_products(jaxpr) -> Iterator[str]:
@@ -66,4 +74,8 @@ def test_both_are_found_where_they_are():
     wide, narrow = jnp.ones((5_000, 2)), jnp.ones((5_000, 2), jnp.bfloat16)
     loss = lambda bias: jnp.sum(narrow + bias.astype("bfloat16"), dtype=jnp.float32)  # noqa: E731
     assert list(long_sums(jax.make_jaxpr(jax.grad(loss))(jnp.ones(2)).jaxpr))
+    table = jnp.ones((10, 2), jnp.bfloat16)
+    look_up = lambda table: jnp.sum(table[jnp.zeros(50, int)], dtype=jnp.float32)  # noqa: E731
+    assert list(long_sums(jax.make_jaxpr(jax.grad(look_up))(table).jaxpr))
+    assert list(long_sums(jax.make_jaxpr(lambda x: jax.lax.cumsum(x))(narrow).jaxpr))
     assert list(rounded_products(jax.make_jaxpr(lambda x: x.T @ x)(wide).jaxpr))

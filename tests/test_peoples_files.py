@@ -50,7 +50,7 @@ TRAIN = "--config=configs/pretrain.py:size=tiny,data=files"
 
 @pytest.mark.parametrize("name", ["run [1]", "a]b", "back\\slash"])
 def test_a_workdir_whose_checkpoints_could_not_be_found_is_refused_before_anything_is_made(name, tmp_path, cli):
-    with pytest.raises(UserError, match="give another --workdir"):
+    with pytest.raises(UserError, match="no checkpoint can be found in a folder with"):
         workdirs.check_path(tmp_path / name / "inner")
     process = cli("--config=configs/pretrain.py", *toy_flags(), f"--workdir={tmp_path / name}")
     assert process.returncode == 2 and process.stderr.count("\n") == 1
@@ -108,8 +108,9 @@ def test_examples_that_are_trained_on_and_scored_are_counted(tmp_path):
     train, val, test = (
         Files(root=str(root), images="images", captions="captions.csv", split=split, splits=lists) for split in lists
     )
-    assert [sources.count_trained_on(train, scored, {}) for scored in (train, val, test)] == [8, 2, 0]
-    assert sources.count_trained_on(train, val, {"limit": 7}) == 1
+    scored = {"train": (train, 0), "val": (val, 0), "first": (val, 1), "test": (test, 0)}
+    assert sources.count_trained_on(train, scored) == {"train": 8, "val": 2, "first": 1, "test": 0}
+    assert sources.count_trained_on(train, {"train": (train, 3), "val": (val, 0)}, limit=7) == {"train": 3, "val": 1}
 
 
 def test_of_a_mixture_the_scored_set_is_looked_at(tmp_path):
@@ -120,9 +121,11 @@ def test_of_a_mixture_the_scored_set_is_looked_at(tmp_path):
         data["mixture"][name] |= {"root": str(root), "images": "images", "captions": "captions.csv"}
         data["mixture"][name]["splits"] = {split: f"{split}.txt" for split in lists}
     trained, scored = sources.open_training_source(data, 32), sources.open_source(data, "val", 32)
-    assert sources.count_trained_on(trained, scored, data) == 2
+    for part in roots:
+        assert sources.count_trained_on(trained, {"val": (scored, 0)}, part=part) == {"val": 2}
     data["mixture"]["files"]["limit"] = 7
-    assert sources.count_trained_on(sources.open_training_source(data, 32), scored, data) == 1
+    limited = sources.open_training_source(data, 32)
+    assert sources.count_trained_on(limited, {"val": (scored, 0)}, part="files") == {"val": 1}
 
 
 def test_a_set_without_splits_says_that_it_scores_what_it_trained_on(tmp_path, cli):
@@ -130,7 +133,7 @@ def test_a_set_without_splits_says_that_it_scores_what_it_trained_on(tmp_path, c
     flags = toy_flags(data__root=str(root), data__splits="{}", data__captions="captions.csv")
     process = cli(TRAIN, *flags, f"--workdir={tmp_path / 'run'}")
     assert process.returncode == 0, process.stderr
-    assert "10 of the 10 examples of split val are trained on too" in process.stdout
+    assert "10 of the examples of split val are trained on too" in process.stdout
     assert json.loads((tmp_path / "run" / "result.json").read_text())["protocol"]["examples_trained_on"] == 10
 
 
@@ -190,6 +193,14 @@ def test_what_finds_no_other_is_counted(tmp_path):
     write_tar(tmp_path / "x.tar", *members)
     source = WebDataset(root=str(tmp_path), shards="x.tar")
     assert len(source) == 1 and source.report == {"pictures_without_captions": 1, "samples_without_pictures": 1}
+
+
+def test_a_picture_never_gets_the_caption_of_another_key(tmp_path):
+    whole = [("v1.0000.jpg", jpeg("red")), ("v1.0000.txt", b"a dog")]
+    write_tar(tmp_path / "x.tar", *whole, ("v1.0001.jpg", jpeg("red")), ("v1.0002.txt", b"a cat"), ("a/jpg", b"x"))
+    source = WebDataset(root=str(tmp_path), shards="x.tar")
+    assert [source.id(i) for i in range(len(source))] == ["x/v1.0000"]
+    assert source.report == {"pictures_without_captions": 1, "samples_without_pictures": 1}
 
 
 # --- metadata trusted in type and range -------------------------------------------------------------------------------
@@ -257,6 +268,11 @@ def test_a_jpeg_without_its_end_is_read_and_one_without_pixels_is_not():
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(big, "JPEG")
     with pytest.raises(transforms.DecodeError):
         transforms.decode(big.getvalue()[:-200])
+    behind = data + b"\0\0 more"
+    np.testing.assert_array_equal(transforms.decode(behind), transforms.decode(data))
+    with pytest.raises(transforms.DecodeError) as error:
+        transforms.decode(hostile.jpeg_that_claims(60_000, 60_000)[:-2])
+    assert error.value.kind == "too large"
 
 
 # --- advice that can be followed --------------------------------------------------------------------------------------
@@ -282,16 +298,18 @@ def test_the_flag_that_gives_shards_of_a_split_works_as_it_is_printed(tmp_path, 
 
 def test_a_workdir_in_which_nothing_was_saved_takes_a_new_config(tmp_path):
     workdir, config = tmp_path / "run", toy_config()
-    workdirs.claim(workdir, config)
+    workdirs.claim(workdir, config, alone=True)
     (workdir / "tokenizer").mkdir()
     config.optim.lr = 1e-5
-    workdirs.claim(workdir, config)
+    with pytest.raises(UserError, match="belongs to a run"):  # where another may be, which has not saved yet
+        workdirs.claim(workdir, config, alone=False)
+    workdirs.claim(workdir, config, alone=True)
     assert workdirs.upgrade.read(workdir / "config.json")["optim"]["lr"] == 1e-5
     assert not (workdir / "tokenizer").exists()
     (workdir / "checkpoints" / "20.damaged").mkdir(parents=True)  # something was trained here
     config.optim.lr = 1e-4
     with pytest.raises(UserError, match="belongs to a run with other values of optim"):
-        workdirs.claim(workdir, config)
+        workdirs.claim(workdir, config, alone=True)
 
 
 # --- the home folder --------------------------------------------------------------------------------------------------
@@ -375,6 +393,10 @@ def test_pictures_named_by_paths_alone_are_read_where_they_are_and_told_where_no
         (tmp_path / f"{i}.jpg").write_bytes(jpeg("red"))
     source = Parquet(root=str(tmp_path), shards="x.parquet")
     assert source[1]["image"] == jpeg("red")
+    for path in ("a\0b", "/etc/hostname"):
+        assert source._picture({"bytes": None, "path": path}) == b""
+    (tmp_path / "elsewhere").symlink_to(tmp_path)
+    assert source._picture({"bytes": None, "path": "elsewhere/1.jpg"}) == jpeg("red")
     outside = pa.array([{"bytes": None, "path": "../x.jpg"}], kind)
     (tmp_path / "inner").mkdir()
     parquet(tmp_path / "inner" / "x.parquet", image=outside, caption=["a dog"])
@@ -399,6 +421,11 @@ def test_lists_of_pairs_and_mappings_are_read(document, tmp_path):
     assert table.captions == {"a.jpg": ["a dog"], "b.jpg": ["a cat", "it"]}
 
 
+def test_a_coco_file_without_a_picture_is_no_mapping(tmp_path):
+    (tmp_path / "captions.json").write_text('{"images": [], "annotations": []}')
+    assert caption_files.read_captions(tmp_path / "captions.json").captions == {}
+
+
 def test_a_message_lists_a_few_names_and_a_count(tmp_path):
     (tmp_path / "captions.json").write_text(json.dumps({f"p{i}.jpg": {"text": "a dog"} for i in range(30_000)}))
     with pytest.raises(UserError) as error:
@@ -411,13 +438,17 @@ def test_a_message_lists_a_few_names_and_a_count(tmp_path):
 
 @pytest.mark.parametrize(("on_disk", "listed"), [("NFD", "NFC"), ("NFC", "NFD")])
 def test_names_are_found_however_their_accents_are_written(on_disk, listed, tmp_path):
-    name = "schöner käfer.png"
-    root = pictures(tmp_path / "data", [unicodedata.normalize(on_disk, name)])
-    listed_name = unicodedata.normalize(listed, name)
-    (root / "captions.csv").write_text(f"image,caption\n{listed_name},a beetle\n", encoding="utf-8")
-    source = Files(root=str(root), images="images", captions="captions.csv", split="all", splits=None)
-    assert source.id(0) == listed_name and transforms.decode(source[0]["image"]).size
-    assert source.report == {}
+    name = "schön/über/grüner käfer.png"
+    file = tmp_path / unicodedata.normalize(on_disk, name)
+    file.parent.mkdir(parents=True)
+    hostile.picture(0).save(file)
+    written = {kind: unicodedata.normalize(kind, name) for kind in ("NFC", "NFD")}
+    (tmp_path / "captions.csv").write_text(f"image,caption\n{written[listed]},a beetle\n", encoding="utf-8")
+    for in_list in written.values():
+        (tmp_path / "all.txt").write_text(f"{in_list}\n", encoding="utf-8")
+        source = Files(root=str(tmp_path), images="", captions="captions.csv", split="all", splits={"all": "all.txt"})
+        assert source.id(0) == written["NFC"] and transforms.decode(source[0]["image"]).size
+        assert source.report == {}
 
 
 def test_a_set_named_twice_is_refused():
@@ -453,9 +484,9 @@ def test_the_metrics_that_can_choose_the_best_are_those_that_are_taken(finished_
     ("structure", "off", "some"),
     [
         ("recipe=clip", (), {"mean_recall"}),
-        ("recipe=mlim", (), set()),
         ("", ("contrastive",), {"match_mean_recall", "matching_auc"}),
-        ("", ("contrastive", "matching"), set()),
+        ("", ("contrastive", "matching"), {"masked_text_accuracy_matched", "masked_image_psnr_gain"}),
+        ("recipe=mlim", (), {"masked_text_accuracy_gain_low", "masked_image_psnr_blend"}),
     ],
 )
 def test_metrics_follow_from_what_is_trained(structure, off, some):
@@ -463,8 +494,11 @@ def test_metrics_follow_from_what_is_trained(structure, off, some):
     for label in off:
         config.objectives[label].weight = 0.0
     taken = set(best.metrics_taken(config))
-    assert some <= taken and bool(some) == bool(taken)
-    assert ("mean_recall" in taken) == ("match_mean_recall" not in taken and bool(taken))
+    assert some <= taken
+    assert len(taken & {"mean_recall", "match_mean_recall", "masked_text_loss_matched"}) == 1
+    config.evaluation.best_metric = "nonsense"
+    with pytest.raises(UserError, match="choose among auto"):
+        best.check(config)
     for name in some:
         config.evaluation.best_metric = name
         best.check(config)

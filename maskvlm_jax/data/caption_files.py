@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import posixpath
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -93,7 +94,12 @@ def _parse_json(text: str, file: str, folder: Path) -> CaptionTable:
         return _parse_visual_genome(document, file, folder / "image_data.json")
     if isinstance(document, dict) and "image_urls" in document:
         return _parse_sbu(document, file)
-    if isinstance(document, dict) and document and all(map(_is_caption, document.values())):
+    if (
+        isinstance(document, dict)
+        and document
+        and "images" not in document
+        and all(map(_is_caption, document.values()))
+    ):
         return CaptionTable({_picture_name(name, file): _several(written) for name, written in document.items()}, {})
     images = _field(document, "images", list, file)
     if "annotations" in document:
@@ -219,8 +225,8 @@ def _field(entry: Json, key: str, kind: type | tuple[type, ...], where: str) -> 
 
 
 def _picture_name(name: str, where: str) -> str:
-    """Returns the name in its shortest form; a name that leads out of the picture folder is refused."""
-    shortest = posixpath.normpath(name.strip())
+    """The name in its shortest form, its accents composed; a name that leads out of the picture folder is refused."""
+    shortest = unicodedata.normalize("NFC", posixpath.normpath(name.strip()))
     if shortest in (".", "..") or shortest.startswith(("/", "../")) or "\0" in shortest:
         raise UserError(f"{where}: picture name {name!r} is not a path inside the picture folder; correct it")
     return shortest
@@ -236,7 +242,7 @@ def _read_text(path: Path, kind: str, flag: str = "--config.data.root") -> str:
         raise UserError(f"{path.name} row {row}: not UTF-8 text; save the file as UTF-8") from error
 
 
-def read_split_list(path: Path, flag: str = "--config.data.root") -> list[str]:
+def read_split_list(path: Path, flag: str) -> list[str]:
     """Picture names, one a line; blank lines are skipped.
 
     Args:
@@ -256,27 +262,28 @@ def usable_captions(written: Iterable[Any]) -> list[str]:
         try:
             if isinstance(caption, str):
                 caption.encode()  # JSON can hold half of a surrogate pair, which no tokenizer takes
-            text = caption if isinstance(caption, str) else bytes.decode(caption, "utf-8-sig")
+            text = caption if isinstance(caption, str) else bytes.decode(caption)
         except (TypeError, UnicodeError):
             continue
         captions.append(" ".join(text.removeprefix("\ufeff").split()))
     return [caption for caption in captions if caption]
 
 
-def choose_column(columns: Mapping[str, bool], key: str, usual: tuple[str, ...], *, flag: str, where: str) -> str:
-    """The column `key`; where that is "", the first with a usual name, or the only one of a type that will do.
-
-    Of captions no column is taken for its type alone: file names and labels are texts as well.
+def choose_column(
+    columns: Mapping[str, bool], key: str, usual: tuple[str, ...], *, flag: str, where: str, by_type: bool = False
+) -> str:
+    """The column `key`; where that is "", the first with a usual name.
 
     Args:
       columns: every column, and whether it is of a type that will do.
-      flag: what sets `key`, "image_key" or "caption_key".
+      flag: what sets `key`.
+      by_type: take the only one of such a type, whatever its name. Not of texts: file names and labels are some too.
 
     Raises:
       UserError: no such column, or none that can be told from the others; the message lists them.
     """
     fitting = [name for name, fits in columns.items() if fits]
-    only = fitting[0] if len(fitting) == 1 and flag != "caption_key" else ""
+    only = fitting[0] if by_type and len(fitting) == 1 else ""
     chosen = key or next((name for name in usual if name in fitting), only)
     if not fitting:
         raise UserError(f"{where}: none of {few(columns)} is of a type for {flag}; take another set")

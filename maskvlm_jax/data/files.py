@@ -112,18 +112,28 @@ def _lookup(splits: dict[str, Any], split: str, where: str) -> Any:
 
 
 def _drop_missing(names: list[str], folder: Path, max_missing: float, dropped: Counter[str]) -> dict[str, str]:
-    """The names that are on disk -> how they are written there, where one system composes accents and another does not.
+    """The names that are on disk -> how they are written there: some systems take accents apart.
 
     More than a share of `max_missing` that are not there is a UserError.
     """
     # One listing a folder: on a network file system a stat for each of a hundred thousand pictures takes minutes.
-    on_disk = {subfolder: _list_folder(folder / subfolder) for subfolder in set(map(posixpath.dirname, names))}
+    listings: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {"": ("", *_list_folder(folder))}
+
+    def listing(subfolder: str) -> tuple[str, dict[str, str], dict[str, str]]:
+        """How a subfolder is written on disk, its folders and its files."""
+        if subfolder not in listings:
+            parent, last = posixpath.split(subfolder)
+            above, folders, _ = listing(parent)
+            path = posixpath.join(above, folders.get(last, last))
+            listings[subfolder] = (path, *_list_folder(folder / path))
+        return listings[subfolder]
+
     present: dict[str, str] = {}
     for name in names:
         subfolder, last = posixpath.split(name)
-        there = on_disk[subfolder]
-        if (written := there.get(last) or there.get(_composed(last))) is not None:
-            present[name] = posixpath.join(subfolder, written)
+        path, _, there = listing(subfolder)
+        if last in there:
+            present[name] = posixpath.join(path, there[last])
     missing = [name for name in names if name not in present]
     if len(missing) > max_missing * len(names):
         raise UserError(
@@ -134,15 +144,11 @@ def _drop_missing(names: list[str], folder: Path, max_missing: float, dropped: C
     return present
 
 
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
-def _list_folder(folder: Path) -> dict[str, str]:
-    """Each file's name, as it is and with composed accents -> the name as it is."""
+def _list_folder(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Folders and files: name with composed accents -> name as it is."""
     # The first step of a walk is this folder's own listing; a folder that cannot be listed has no steps.
-    names = next(os.walk(folder), ("", [], []))[2]
-    return {_composed(name): name for name in names} | {name: name for name in names}
+    _, folders, names = next(os.walk(folder), ("", [], []))
+    return tuple({unicodedata.normalize("NFC", name): name for name in found} for found in (folders, names))
 
 
 def _clean_captions(

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import operator
+import posixpath
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -54,7 +55,7 @@ class Parquet:
         with ThreadPoolExecutor(_OPENING_THREADS) as pool:
             footers = list(pool.map(partial(_read_footer, self._root), names))
         pictures, captions, where = footers[0].pictures, footers[0].captions, str(self._root / names[0])
-        self._image = choose_column(pictures, image_key, _USUAL_PICTURES, flag="image_key", where=where)
+        self._image = choose_column(pictures, image_key, _USUAL_PICTURES, flag="image_key", where=where, by_type=True)
         self._caption = choose_column(captions, caption_key, _USUAL_CAPTIONS, flag="caption_key", where=where)
         for name, footer in zip(names, footers, strict=True):
             if not footer.pictures.get(self._image) or not footer.captions.get(self._caption):
@@ -87,16 +88,18 @@ class Parquet:
         return {"id": self.id(index), "image": image, "captions": _captions(table.column(self._caption)[place])}
 
     def _picture(self, cell: bytes | dict[str, Any] | None) -> bytes:
-        """The bytes in a cell, or of the file that it names where it has none; b"" where there is neither."""
+        """The bytes in a cell, or of the file below the root that it names; b"" where there is neither."""
         if not isinstance(cell, dict):
             return cell or b""
         path = cell.get("path")
         if cell["bytes"] or not path:
             return cell["bytes"] or b""
+        relative = posixpath.normpath(path)
+        if relative.startswith(("/", "..")):
+            return b""
         try:
-            file = (self._root / path).resolve()
-            return file.read_bytes() if file.is_relative_to(self._root.resolve()) else b""
-        except OSError:
+            return (self._root / relative).read_bytes()
+        except (OSError, ValueError):  # a name with a zero byte
             return b""
 
     def id(self, index: int) -> str:

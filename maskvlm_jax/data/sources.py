@@ -66,28 +66,32 @@ def open_training_source(data: Mapping[str, Any], image_size: int) -> Source:
     return Mixture(parts)
 
 
-MOST_COMPARED = 2_000_000
+MOST_COMPARED = 300_000
 
 
-def count_trained_on(trained: Source, scored: Source, data: Mapping[str, Any]) -> int | None:
-    """How many examples of `scored` training sees too, by their ids; None where there are too many to look.
+def count_trained_on(
+    trained: Source, scored: Mapping[str, tuple[Source, int]], *, part: str = "", limit: int = 0
+) -> dict[str, int]:
+    """How many of the scored examples of each split training sees too, by their ids.
 
-    Of a mixture, those of the set `data.scored`: other sets name the same picture otherwise.
+    Splits are left out where there are too many ids to look at, or each costs the reading of a record.
 
     Args:
-        trained: the training source of `data`, as `open_training_source` gives it.
-        scored: another split of `data`.
+        trained: as `open_training_source` gives it.
+        scored: split -> another split of the same set, and how many of its first examples are scored; 0 = all.
+        part: of a mixture, the set that is scored: the others name the same picture otherwise.
+        limit: only the first examples are trained on; 0 = all. A mixture has its own.
     """
-    limit = data.get("limit", 0)
     if isinstance(trained, Mixture):
-        trained, limit = trained.part(data["scored"])
+        trained, limit = trained.part(part)
     seen = min(limit or len(trained), len(trained))
-    if trained.fingerprint == scored.fingerprint:
-        return seen
-    if seen + len(scored) > MOST_COMPARED:
-        return None
-    ids = {scored.id(i) for i in range(len(scored))}
-    return len(ids & {trained.id(i) for i in range(seen)})
+    lengths = {split: min(most or len(source), len(source)) for split, (source, most) in scored.items()}
+    same = {split: min(seen, lengths[split]) for split in scored if scored[split][0].fingerprint == trained.fingerprint}
+    if seen + sum(lengths.values()) > MOST_COMPARED or getattr(trained, "id_reads_record", False):
+        return same
+    wanted = {split: {scored[split][0].id(i) for i in range(lengths[split])} for split in scored if split not in same}
+    ids = {trained.id(i) for i in range(seen)} if wanted else set()
+    return same | {split: len(ids & names) for split, names in wanted.items()}
 
 
 def _parts(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

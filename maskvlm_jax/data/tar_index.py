@@ -148,22 +148,23 @@ def _samples(path: Path, tar_size: int, report: Counter[str]) -> dict[str, Place
 
     Where a key ends, shards do not agree: it may have dots of its own (v1.0000.jpg, v1.0000.txt), or a member an ending
     of several parts (0000.image.jpg, 0000.caption.txt). Members belong together whose names are the same up to the last
-    dot; those that find no other so, whose names are the same up to the first.
+    dot; those that find no other so, whose names are the same up to the first, unless keys of the shard go on there.
     """
     members: dict[str, list[tuple[str, int, int]]] = {}
     for name, start, size in _members(path, tar_size, report):
         folder, last = posixpath.split(posixpath.normpath(name))
         stem, _, ending = last.rpartition(".")
         kind = _KINDS.get(ending.lower())
-        if kind is not None and not last.startswith("."):  # hidden files, such as macOS puts beside others
+        if stem and kind is not None and not last.startswith("."):  # hidden files, such as macOS puts beside others
             members.setdefault(posixpath.join(folder, stem), []).append((kind, start, size))
+    kinds = {key: {kind for kind, _, _ in found} for key, found in members.items()}
+    whole = {key for key, there in kinds.items() if "image" in there and len(there) > 1}
+    dotted = {_to_first_dot(key) for key in whole} - whole
     samples: dict[str, Places] = {}
     repeated = set()
     for key, found in members.items():
-        kinds = {kind for kind, _, _ in found}
-        if "image" not in kinds or len(kinds) == 1:
-            folder, last = posixpath.split(key)
-            key = posixpath.join(folder, last.partition(".")[0] or last)
+        if key not in whole and _to_first_dot(key) not in dotted:
+            key = _to_first_dot(key)
         places = samples.setdefault(key, {})
         for kind, start, size in found:
             if kind in places:
@@ -172,6 +173,11 @@ def _samples(path: Path, tar_size: int, report: Counter[str]) -> dict[str, Place
                 places[kind] = (start, size)
     report["repeated_keys"] = len(repeated)
     return samples
+
+
+def _to_first_dot(key: str) -> str:
+    folder, last = posixpath.split(key)
+    return posixpath.join(folder, last.partition(".")[0])
 
 
 def _members(path: Path, tar_size: int, report: Counter[str]) -> Iterator[tuple[str, int, int]]:

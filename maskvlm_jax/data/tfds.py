@@ -54,12 +54,17 @@ class Tfds:
         }
         texts = {path: _is_text(leaf) and depth < 2 for path, (leaf, depth) in features.items()}
         where = str(folder)
-        self._image = choose_column(pictures, image_key, _USUAL_PICTURES, flag="image_key", where=where)
+        self._image = choose_column(pictures, image_key, _USUAL_PICTURES, flag="image_key", where=where, by_type=True)
         self._caption = choose_column(texts, caption_key, _USUAL_CAPTIONS, flag="caption_key", where=where)
         self._id = next((path for path in _IDS if path in features and features[path][1] == 0), "")
         self._split = split
         self._records, self._parts = _open_split(builder, split, where)
         self.report: dict[str, int] = {}
+
+    @property
+    def id_reads_record(self) -> bool:
+        """Whether names stand in the records themselves, beside the pictures."""
+        return bool(self._id)
 
     @property
     def columns(self) -> tuple[str, str]:

@@ -112,8 +112,8 @@ def load(folder: str | os.PathLike) -> Tokenizer:
         backend = loaded.backend_tokenizer
     except Exception as error:  # transformers raises whatever the file made it trip over, and advises in paragraphs
         raise UserError(
-            f"no Hugging Face tokenizer can be read from {folder} ({type(error).__name__}); it needs tokenizer.json or "
-            "the vocabulary files of a BERT or RoBERTa tokenizer"
+            f"no Hugging Face tokenizer can be read from {folder}: it needs a sound tokenizer.json, or the vocabulary "
+            f"files of a BERT or RoBERTa tokenizer ({type(error).__name__}: {str(error).strip().splitlines()[0][:120]})"
         ) from error
     special = {
         "pad": loaded.pad_token_id,

@@ -120,23 +120,29 @@ def decode(image: bytes | np.ndarray, *, min_size: int | tuple[int, int] = 0) ->
         return _check_array(image)
     if not image:
         raise DecodeError("the file is empty or cannot be read", "unreadable")
-    image = _ended(image)
-    height, width = (min_size, min_size) if isinstance(min_size, int) else min_size
-    pixels = _decode_plain_jpeg(image, height, width)
-    return _decode_any(image, max(height, width)) if pixels is None else pixels
-
-
-def _ended(image: bytes) -> bytes:
-    """A JPEG with its end mark, where nothing but that is missing; anything else as it is."""
-    if not image.startswith(_JPEG_START) or image.endswith(_JPEG_END):
-        return image
+    sides = (min_size, min_size) if isinstance(min_size, int) else min_size
     try:
-        simplejpeg.decode_jpeg(
-            image + _JPEG_END, min_height=1, min_width=1, min_factor=8
-        )  # strict: no pixel is made up
+        return _decode(image, *sides)
+    except DecodeError as error:
+        if error.kind != "not a picture" or not _lacks_its_end_alone(image):
+            raise
+    return _decode(image + _JPEG_END, *sides)
+
+
+def _decode(image: bytes, min_height: int, min_width: int) -> np.ndarray:
+    pixels = _decode_plain_jpeg(image, min_height, min_width)
+    return _decode_any(image, max(min_height, min_width)) if pixels is None else pixels
+
+
+def _lacks_its_end_alone(image: bytes) -> bool:
+    """Whether a JPEG has all its pixels, and only the mark behind them is missing."""
+    if not image.startswith(_JPEG_START) or image.endswith(_JPEG_END):
+        return False
+    try:
+        simplejpeg.decode_jpeg(image + _JPEG_END, min_height=1, min_width=1, min_factor=8)  # strict: makes no pixel up
     except ValueError:
-        return image
-    return image + _JPEG_END
+        return False
+    return True
 
 
 def _check_array(image: np.ndarray) -> np.ndarray:
