@@ -94,17 +94,17 @@ def _parse_json(text: str, file: str, folder: Path) -> CaptionTable:
         return _parse_visual_genome(document, file, folder / "image_data.json")
     if isinstance(document, dict) and "image_urls" in document:
         return _parse_sbu(document, file)
-    if (
-        isinstance(document, dict)
-        and document
-        and "images" not in document
-        and all(map(_is_caption, document.values()))
-    ):
+    if isinstance(document, dict) and _names_pictures(document):
         return CaptionTable({_picture_name(name, file): _several(written) for name, written in document.items()}, {})
     images = _field(document, "images", list, file)
     if "annotations" in document:
         return _parse_coco(images, _field(document, "annotations", list, file), file)
     return _parse_karpathy(images, file)
+
+
+def _names_pictures(document: dict[str, Json]) -> bool:
+    """Whether it maps names of pictures to captions."""
+    return bool(document) and "images" not in document and all(map(_is_caption, document.values()))
 
 
 def _is_caption(written: Json) -> bool:
