@@ -212,7 +212,7 @@ worker_install() {
     python3 -m pip install --user --quiet uv
     python3 -m uv venv --quiet --seed --python 3.12 .venv
   fi
-  .venv/bin/pip install --quiet -r requirements.txt 'jax[tpu]'
+  .venv/bin/pip install --quiet -r requirements.txt 'jax[tpu]' gcsfs
 }
 
 worker_start() {

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from maskvlm_jax import metrics, ranges
+from maskvlm_jax import buckets, metrics, ranges
 from maskvlm_jax.config import flatten
 from maskvlm_jax.errors import Stopped, UserError
 from maskvlm_jax.files import read_json
@@ -296,6 +296,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     for key in ("seeds", "rows", "steps"):
         if not config[key]:
             raise UserError(f"{key} is {config[key]!r}: nothing to run; give --config.{key}")
+    workdir = buckets.local_folder(str(workdir), "a grid of runs")
     workdir.mkdir(parents=True, exist_ok=True)
     _claim(config, workdir)
     commands = Commands(config.parallel, workdir / "compiled")

@@ -13,9 +13,9 @@ from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
-from maskvlm_jax import processes
+from maskvlm_jax import buckets, processes
 from maskvlm_jax import workdir as workdirs
-from maskvlm_jax.errors import UserError, unwritable, writing
+from maskvlm_jax.errors import UserError, first_line, unwritable, writing
 from maskvlm_jax.queue import Queue
 from maskvlm_jax.train_step import Params, TrainState
 
@@ -55,7 +55,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int = 1, writable: bool = True):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it touches
         workdirs.check_path(folder)
-        self._folder = folder.absolute()
+        self._folder = buckets.absolute(folder)
         _write_errors.saving, _write_errors.first = False, None
         self._options = {
             "preservation_policy": ocp.training.preservation_policies.LatestN(keep),
@@ -235,12 +235,6 @@ def _error_of(act: Callable[[], None]) -> Exception | None:
     except Exception as error:
         return error
     return None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error, cut to a readable length."""
-    text = str(error).strip().split("\n")[0] or type(error).__name__
-    return text if len(text) < 200 else text[:200] + "..."
 
 
 def _unused(path: Path) -> Path:

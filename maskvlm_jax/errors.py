@@ -59,6 +59,11 @@ def unwritable(path: Path | str, error: BaseException) -> UserError | None:
     if found := re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", text):  # TensorStore's and Rust's
         number = int(found[1] or found[2])
     number = number or next((known for known in _MENDS if os.strerror(known) in text), None)
+    if number not in _MENDS and (str(path).startswith("gs://") or "gs://" in text or is_of_store(error)):
+        return UserError(
+            f"{path} cannot be written ({first_line(error)}): see that the bucket is there and that the account may "
+            "write in it, and the same command goes on"
+        )
     if number not in _MENDS:
         return None
     return UserError(
@@ -80,6 +85,21 @@ def writing(path: Path | str) -> Iterator[None]:
         if told is None:
             raise
         raise told from error
+
+
+# Libraries that read and write buckets, each with errors of its own.
+_STORES = ("gcsfs", "google", "aiohttp")
+
+
+def is_of_store(error: BaseException) -> bool:
+    """Whether an error comes from a bucket: no account, no right, no network."""
+    return type(error).__module__.partition(".")[0] in _STORES
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, cut to a readable length."""
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    return text if len(text) < 200 else text[:200] + "..."
 
 
 def few(names: Iterable[object], most: int = 8) -> str:

@@ -10,10 +10,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from PIL import Image
 
+from maskvlm_jax import buckets, files, initial, metrics, processes, sharding, train_step, upgrade
 from maskvlm_jax import config as configs
-from maskvlm_jax import files, initial, metrics, processes, sharding, train_step, upgrade
 from maskvlm_jax import workdir as workdirs
 from maskvlm_jax.checkpoint import open_run
 from maskvlm_jax.data import tokenizer as tokenizers
@@ -177,11 +176,9 @@ class Evaluation:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if texts is not None:
-                (folder / f"masked_text_{split}.md").write_text(
-                    figures.masked_text_table(data, texts), encoding="utf-8"
-                )
+                files.write_text(folder / f"masked_text_{split}.md", figures.masked_text_table(data, texts))
             for name, sheet in sheets.items():
-                Image.fromarray(sheet).save(folder / f"{name}_{split}.png")
+                files.write_bytes(folder / f"{name}_{split}.png", figures.png(sheet))
         return sheets
 
     @property
@@ -281,7 +278,7 @@ def loaded(config: ConfigDict) -> Iterator[Loaded]:
     Raises:
         UserError: there is no such workdir, or nothing in it that can be read.
     """
-    source = Path(config.checkpoint)
+    source = buckets.folder(config.checkpoint)
     if not config.checkpoint or not source.is_dir():
         raise UserError(f"there is no workdir {config.checkpoint!r}; set --config.checkpoint to the folder of a run")
     trained = ConfigDict(upgrade.read(source / "config.json"))

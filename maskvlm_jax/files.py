@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from maskvlm_jax import buckets
 from maskvlm_jax.errors import UserError, writing
 
 
@@ -15,7 +16,7 @@ def read_json(path: Path) -> Any:
         UserError: it does not exist or is damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except (OSError, ValueError) as error:
@@ -24,7 +25,20 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file in one step: a killed process leaves the old file or the new one."""
-    temporary = path.with_suffix(".partial")
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in UTF-8, in one step as above."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file in one step as above."""
     with writing(path):
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        if buckets.is_remote(path):  # an object is not there before it is whole
+            path.write_bytes(content)
+            return
+        temporary = path.with_suffix(".partial")
+        temporary.write_bytes(content)
         os.replace(temporary, path)

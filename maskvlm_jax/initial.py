@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from maskvlm_jax import checkpoint, processes, train_step, upgrade
+from maskvlm_jax import buckets, checkpoint, processes, train_step, upgrade
 from maskvlm_jax import config as configs
 from maskvlm_jax import workdir as workdirs
 from maskvlm_jax.checkpoint import Checkpoints
@@ -31,12 +31,12 @@ def check(config: ConfigDict, workdir: Path | None = None) -> None:
     """
     if config.task == "finetune" and not config.checkpoint:
         raise UserError("fine-tuning starts from a model; set --config.checkpoint to the workdir of a run")
-    if config.checkpoint and not (Path(config.checkpoint) / "config.json").is_file():
+    if config.checkpoint and not (buckets.folder(config.checkpoint) / "config.json").is_file():
         raise UserError(f"there is no workdir {config.checkpoint!r}; set --config.checkpoint to the folder of a run")
     if config.checkpoint:
-        _check_same_model(config, upgrade.read(Path(config.checkpoint) / "config.json")["model"])
+        _check_same_model(config, upgrade.read(buckets.folder(config.checkpoint) / "config.json")["model"])
         if workdir is None or not any((workdir / "checkpoints").glob("*")):
-            checkpoint.open_run(Path(config.checkpoint), config.checkpoint_step)[0].close()
+            checkpoint.open_run(buckets.folder(config.checkpoint), config.checkpoint_step)[0].close()
     if given := _given_tokenizer(config):
         _check_tokenizer(config, tokenizers.load(given))
     check_objectives(config)
@@ -85,7 +85,7 @@ def restore_or_init(config: ConfigDict, checkpoints: Checkpoints, built: Any) ->
 
 def _initial_params(config: ConfigDict, params: Any, abstract: Any) -> Any:
     """`params` with the model of the workdir `config.checkpoint`, and the heads of objectives that both train."""
-    folder = Path(config.checkpoint)
+    folder = buckets.folder(config.checkpoint)
     trained = upgrade.read(folder / "config.json")["objectives"]
     own = configs.to_json(config)["objectives"]
     # An objective without parameters is not in the tree, and a tree without leaves cannot be asked for.
@@ -117,7 +117,7 @@ def tokenizer(config: ConfigDict, source: Source, workdir: Path) -> Tokenizer:
     """The workdir's tokenizer; made on the first start, from the checkpoint that the run starts from, the config's
     folder, or the training captions."""
     folder = workdir / "tokenizer"
-    if not folder.exists() and processes.is_main():
+    if processes.is_main() and not buckets.was_made(folder):
         if given := _given_tokenizer(config):
             tokenizers.load(given)
             tokenizers.copy(given, folder)
@@ -142,7 +142,7 @@ def training_captions(source: Source, most: int, limit: int = 0) -> Iterator[str
 def _given_tokenizer(config: ConfigDict) -> str:
     """A folder, or "" where the tokenizer is to be trained."""
     if config.checkpoint:
-        return str(Path(config.checkpoint) / "tokenizer")
+        return f"{config.checkpoint}/tokenizer"
     return config.data.tokenizer
 
 

@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from maskvlm_jax import buckets, files, host, initial, train
 from maskvlm_jax import config as configs
-from maskvlm_jax import files, host, initial, train
 from maskvlm_jax import main as command_line
 from maskvlm_jax.data import pipeline, survey
 from maskvlm_jax.data.sources import Mixture, Source, open_training_source
@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(
                 f"config.task is {config.task!r}; give the config of a training, such as configs/pretrain.py"
             )
-        folder = Path(flags.FLAGS.workdir or f"inspect/{config.name}").expanduser()
+        folder = buckets.local_folder(flags.FLAGS.workdir or f"inspect/{config.name}", "the report")
         print(text(inspect(config, folder, examples=_EXAMPLES.value)))
         print(f"{folder / 'contact_sheet.png'} shows what the model sees, {folder / 'report.json'} has all of this")
 

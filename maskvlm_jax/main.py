@@ -25,9 +25,9 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from maskvlm_jax import processes
+from maskvlm_jax import buckets, processes
 from maskvlm_jax.config import expand_paths, flatten
-from maskvlm_jax.errors import Absent, Stopped, UserError
+from maskvlm_jax.errors import Absent, Stopped, UserError, first_line, is_of_store
 from maskvlm_jax.run_length import set_aside
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:structure], see configs/", lock_config=True)
@@ -75,7 +75,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
         raise UserError(f"unknown argument {rest[1]!r}; flags start with --")
     if task not in TASKS:
         raise UserError(f"config.task is {task!r}; choose among {', '.join(TASKS)}")
-    return config, Path(_WORKDIR.value or default_workdir(config)).expanduser()
+    return config, buckets.folder(_WORKDIR.value or default_workdir(config))
 
 
 def _unknown_key(argv: list[str], told: str) -> str:
@@ -152,6 +152,8 @@ def main(argv: list[str] | None = None) -> int:
         processes.finish()
         return stopped.status
     except (Exception, KeyboardInterrupt) as error:
+        if is_of_store(error):
+            return _tell(UserError(f"a bucket cannot be used: {first_line(error)}"), UserError.status)
         if not processes.several():
             if isinstance(error, KeyboardInterrupt):  # outside of the training loop, which has its own answer
                 stopped = Stopped(signal.SIGINT, None)

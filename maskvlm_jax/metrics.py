@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +15,13 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from maskvlm_jax import buckets
 from maskvlm_jax.errors import writing
 
 SHORT = {"masked_image": "image", "masked_text": "text", "contrastive": "contrast", "matching": "match"}
+
+
+_UPLOADED_EVERY = 60.0  # seconds
 
 
 class NoWriter:
@@ -23,11 +29,15 @@ class NoWriter:
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None: ...
     def figure(self, step: int, name: str, image: np.ndarray) -> None: ...
+    def flush(self) -> None: ...
     def close(self) -> None: ...
 
 
 class MetricWriter:
     """Appends to `metrics.jsonl` (one object a line: step, split, values) and to TensorBoard events.
+
+    To a bucket nothing can be appended: there both grow in a local folder, and are uploaded whole once a minute, with
+    every checkpoint, and at the end.
 
     Args:
         workdir: the run's folder.
@@ -37,8 +47,13 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path, start: int, *, evaluate_again: bool = False):
-        self._path, self._events_path = workdir / "metrics.jsonl", workdir / "events"
+        self._remote = workdir if buckets.is_remote(workdir) else None
+        folder = Path(tempfile.mkdtemp(prefix="maskvlm_jax-")) if self._remote else workdir
+        self._path, self._events_path = folder / "metrics.jsonl", folder / "events"
+        self._uploaded = time.monotonic()
         with writing(self._path):
+            if self._remote and (self._remote / self._path.name).exists():
+                self._path.write_bytes((self._remote / self._path.name).read_bytes())
             if self._path.exists():
                 _drop_after(self._path, start, evaluate_again)
             self._file = self._path.open("a", encoding="utf-8")
@@ -59,6 +74,8 @@ class MetricWriter:
             # nothing there. It costs milliseconds on a disk, an upload of the file on a bucket; lines are rare.
             os.fsync(self._file.fileno())
         self._add(step, *(summary.scalar(f"{split}/{name}", value) for name, value in values.items()))
+        if time.monotonic() - self._uploaded > _UPLOADED_EVERY:
+            self.flush()
 
     def figure(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture, (Y, X, 3) uint8, for TensorBoard."""
@@ -70,11 +87,24 @@ class MetricWriter:
                 self._events.write_event(Event(wall_time=time.time(), step=step, summary=value))
             self._events.flush()
 
+    def flush(self) -> None:
+        """Brings a bucket up to date; on disk all is there already."""
+        if self._remote is None:
+            return
+        for file in (self._path, *self._events_path.iterdir()):
+            target = self._remote / file.relative_to(self._path.parent)
+            with writing(target):
+                target.write_bytes(file.read_bytes())
+        self._uploaded = time.monotonic()
+
     def close(self) -> None:
         with writing(self._path):
             self._file.close()
         with writing(self._events_path):
             self._events.close()
+        self.flush()
+        if self._remote:
+            shutil.rmtree(self._path.parent)
 
 
 def _drop_after(path: Path, step: int, evaluate_again: bool) -> None:

@@ -20,8 +20,8 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
+from maskvlm_jax import buckets, flops, host, initial, metrics, run_length, slices
 from maskvlm_jax import config as configs
-from maskvlm_jax import flops, host, initial, metrics, run_length, slices
 from maskvlm_jax import main as command_line
 from maskvlm_jax.errors import UserError
 from maskvlm_jax.hlo import Program
@@ -294,7 +294,7 @@ def main() -> int:
             raise UserError("no slice; give --slice=v5e-256")
         where = slices.parse(_SLICE.value)
         price = _PRICE.value or where.chip.price
-        keep = Path(_PROGRAM.value).expanduser() if _PROGRAM.value else None
+        keep = buckets.local_folder(_PROGRAM.value, "the program") if _PROGRAM.value else None
         run(config, where, attempts=_TRY.value, price=price, as_json=_JSON.value, keep=keep)
 
     return command_line.guarded(work)

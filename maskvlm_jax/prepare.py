@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from maskvlm_jax import ranges
+from maskvlm_jax import buckets, ranges
 from maskvlm_jax.data import pieces, records, survey
 from maskvlm_jax.data.caption_files import read_captions
 from maskvlm_jax.data.scenes import SPLIT_LENGTHS
@@ -54,7 +54,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     _check(config)
     if config.verify:
-        verify(Path(config.out).expanduser(), config.splits)
+        verify(_out(config), config.splits)
         return
     splits = open_splits(config)
     finished = [_is_finished(split) for split in splits]  # of all, before any is worked on
@@ -106,8 +106,12 @@ def open_splits(config: ConfigDict) -> list[Split]:
             asked["against"] = f"{config.against_name} {config.against.split}"
             asked["against_fingerprint"] = against.fingerprint
             asked |= {"against_distance": config.against_distance, "overlap": config.overlap}
-        splits.append(Split(name, Path(config.out).expanduser() / name, source, against, examples, expected, asked))
+        splits.append(Split(name, _out(config) / name, source, against, examples, expected, asked))
     return splits
+
+
+def _out(config: ConfigDict) -> Path:
+    return buckets.local_folder(config.out, "shards that are written")
 
 
 def existing_splits(data: ConfigDict) -> Sequence[str]:

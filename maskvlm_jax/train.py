@@ -32,7 +32,7 @@ from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import ledger, pipeline
 from maskvlm_jax.data.sources import Source, count_trained_on, open_source, open_training_source
 from maskvlm_jax.data.tokenizer import Tokenizer
-from maskvlm_jax.errors import Stopped, UserError, writing
+from maskvlm_jax.errors import Stopped, UserError
 from maskvlm_jax.pretrainer import Pretrainer
 from maskvlm_jax.stopping import stopping_signals
 from maskvlm_jax.train_step import TrainState
@@ -200,6 +200,7 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
                 _log(step, writer, progress)
             if due["checkpoint_every"] or due["eval_every"] or last or stopped:
                 watch.drain(progress)
+                writer.flush()
                 checkpoints.save(state, watch.remember())
                 if stopped:
                     checkpoints.wait()
@@ -232,10 +233,8 @@ def _introduce(config, workdir: Path, source: Source, tokenizer: Tokenizer, stat
         f"in {workdir}"
     )
     if processes.is_main():
-        with writing(workdir / "parameters.txt"):
-            (workdir / "parameters.txt").write_text(
-                parameter_overview.get_parameter_overview(state.params) + "\n", encoding="utf-8"
-            )
+        overview = parameter_overview.get_parameter_overview(state.params)
+        files.write_text(workdir / "parameters.txt", overview + "\n")
 
 
 def _finish(config, workdir: Path, evaluation, state: TrainState, writer, kept, told: dict[str, Any]) -> None:

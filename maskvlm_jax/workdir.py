@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from maskvlm_jax import processes, upgrade
+from maskvlm_jax import buckets, processes, upgrade
 from maskvlm_jax.config import flatten, to_json
 from maskvlm_jax.errors import UserError
 
@@ -42,7 +42,7 @@ def check_path(folder: Path) -> None:
     Raises:
         UserError: Orbax would take the path for a pattern, and find nothing of what it saved there.
     """
-    path = str(folder.absolute())
+    path = str(buckets.absolute(folder))
     if found := re.search(r"[\[\]\\]", path):
         raise UserError(
             f"{path}: no checkpoint can be found in a folder with {found[0]!r} in its path; rename it or take another"
@@ -66,6 +66,10 @@ def locked(folder: Path) -> Iterator[bool]:
     """
     if not processes.is_main():
         yield True
+        return
+    if buckets.is_remote(folder):
+        print(f"warning: {folder} is in a bucket, which has no locks; see that no other run writes there")
+        yield False
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -396,7 +396,7 @@ def test_from_nothing_to_a_result(world):
         mounts = [call["args"] for call in world.calls("gcsfuse") if call["worker"] == worker]
         assert len(mounts) == 1 and mounts[0][-2:] == ["pictures", "/mnt/bucket"]  # once, at the same path
         pip = [call["args"] for call in world.calls("pip") if call["worker"] == worker]
-        assert pip == [["install", "--quiet", "-r", "requirements.txt", "jax[tpu]"]]
+        assert pip == [["install", "--quiet", "-r", "requirements.txt", "jax[tpu]", "gcsfs"]]
     assert {call["cache"] for call in world.calls("python")} == {"/mnt/bucket/compiled"}
     told = world.pod("status", **bucket).stdout
     assert "slice: ready" in told and told.count("exit 0\n") == 2

@@ -375,6 +375,30 @@ def test_captions_of_every_kind_of_text_are_read(kind, tmp_path):
     assert source.captions(1) == source[1]["captions"] == expected
 
 
+NESTED = {
+    "sentences.raw": [[{"raw": "a dog", "id": "1"}], [{"raw": "a cat", "id": "2"}, {"raw": None, "id": "3"}, None]],
+    "caption.text": [{"text": "a dog", "lang": "en"}, {"text": "a cat", "lang": "en"}],
+    "captions.texts": [{"texts": ["a dog"], "of": "me"}, {"texts": ["a cat"], "of": "you"}],
+    "caption.en": ["a dog", "a cat"],  # no struct, but a name with a dot
+}
+
+
+@pytest.mark.parametrize("key", NESTED)
+def test_captions_in_structs_are_read(key, tmp_path):
+    column = key if key == "caption.en" else key.split(".")[0]
+    parquet(tmp_path / "x.parquet", image=bytes_of(2), filename=["a.jpg", "b.jpg"], **{column: NESTED[key]})
+    for given in (key, "" if column != key else key):
+        source = Parquet(root=str(tmp_path), shards="x.parquet", caption_key=given)
+        assert source.columns == ("image", key)
+        assert source.captions(1) == source[1]["captions"] == ["a cat"]
+
+
+def test_fields_of_structs_that_no_name_tells_are_listed(tmp_path):
+    parquet(tmp_path / "x.parquet", image=bytes_of(2), told=[{"left": "a", "right": "b"}] * 2)
+    with pytest.raises(UserError, match=r"caption_key to one of told\.left, told\.right"):
+        Parquet(root=str(tmp_path), shards="x.parquet")
+
+
 def test_the_columns_that_are_read_are_told_once(tmp_path, capsys):
     parquet(tmp_path / "train.parquet", image=bytes_of(2), caption=["a dog", "a cat"])
     data = common.data_block("parquet").to_dict() | {"root": str(tmp_path)}

@@ -23,6 +23,7 @@ from maskvlm_jax.errors import UserError
 
 _USUAL_PICTURES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
 _USUAL_CAPTIONS = ("caption", "captions", "text", "texts", "sentences", "sentence", "sentences_raw", "raw", "alt_text")
+_NESTED_CAPTIONS = tuple(f"{outer}.{inner}" for outer in _USUAL_CAPTIONS for inner in _USUAL_CAPTIONS)
 _OPENING_THREADS = 8  # a network file system answers several at a time
 _KEPT_GROUPS, _KEPT_CAPTIONS = 2, 64  # row groups; one with pictures may be hundreds of megabytes
 
@@ -45,7 +46,8 @@ class Parquet:
           root: folder that `shards` is relative to.
           shards: glob such as "data/train-*.parquet", or names such as "{000..099}.parquet".
           image_key: column of binaries or of {bytes, path}; "" tells it by its type and name.
-          caption_key: column of texts or of lists of texts; "" tells it by its type and name.
+          caption_key: column of texts or of lists of texts, or COLUMN.FIELD of structs or lists of structs; "" tells it
+            by its type and name.
 
         Raises:
           UserError: no file, one that is not Parquet, no row, or columns that are not there or cannot be told.
@@ -56,7 +58,10 @@ class Parquet:
             footers = list(pool.map(partial(_read_footer, self._root), names))
         pictures, captions, where = footers[0].pictures, footers[0].captions, str(self._root / names[0])
         self._image = choose_column(pictures, image_key, _USUAL_PICTURES, flag="image_key", where=where, by_type=True)
-        self._caption = choose_column(captions, caption_key, _USUAL_CAPTIONS, flag="caption_key", where=where)
+        usual = (*_USUAL_CAPTIONS, *_NESTED_CAPTIONS)
+        self._caption = choose_column(captions, caption_key, usual, flag="caption_key", where=where)
+        # The column, and the field of its structs that is read.
+        self._texts = (self._caption, "") if self._caption in pictures else tuple(self._caption.rsplit(".", 1))
         for name, footer in zip(names, footers, strict=True):
             if not footer.pictures.get(self._image) or not footer.captions.get(self._caption):
                 wanted = f"columns {self._image!r} and {self._caption!r} are not as in {names[0]}"
@@ -81,11 +86,15 @@ class Parquet:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns id, encoded picture and captions; b"" and [] stand for what is not there or cannot be read."""
         number, place = self._place(index)
-        table = self._picture_tables.get(number, partial(self._read, number, [self._image, self._caption]))
+        table = self._picture_tables.get(number, partial(self._read, number, [self._image, self._texts[0]]))
         if table is None:
             return {"id": self.id(index), "image": b"", "captions": []}
         image = self._picture(table.column(self._image)[place].as_py())
-        return {"id": self.id(index), "image": image, "captions": _captions(table.column(self._caption)[place])}
+        return {"id": self.id(index), "image": image, "captions": self._captions(table, place)}
+
+    def _captions(self, table: pa.Table, place: int) -> list[str]:
+        column, field = self._texts
+        return _captions(table.column(column)[place], field)
 
     def _picture(self, cell: bytes | dict[str, Any] | None) -> bytes:
         """The bytes in a cell, or of the file below the root that it names; b"" where there is neither."""
@@ -111,8 +120,8 @@ class Parquet:
     def captions(self, index: int) -> list[str]:
         """Returns the captions; only their column is read."""
         number, place = self._place(index)
-        table = self._caption_tables.get(number, partial(self._read, number, [self._caption]))
-        return [] if table is None else _captions(table.column(self._caption)[place])
+        table = self._caption_tables.get(number, partial(self._read, number, [self._texts[0]]))
+        return [] if table is None else self._captions(table, place)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -159,7 +168,7 @@ class _RowGroup(NamedTuple):
 
 class _Footer(NamedTuple):
     pictures: dict[str, bool]  # column -> whether its type can hold pictures
-    captions: dict[str, bool]
+    captions: dict[str, bool]  # column, or COLUMN.FIELD of structs, -> whether its type can hold captions
     without_bytes: set[str]  # columns of {bytes, path} in which no row has bytes
     groups: list[_RowGroup]
     digest: str  # sha256 of the footer's bytes and the file's size
@@ -183,7 +192,7 @@ def _read_footer(root: Path, name: str) -> _Footer:
     firsts = [0, *itertools.accumulate(rows)]
     return _Footer(
         pictures={field.name: _holds_pictures(field.type) for field in schema},
-        captions={field.name: _holds_captions(field.type) for field in schema},
+        captions={name: holds for field in schema for name, holds in _caption_columns(field).items()},
         without_bytes={field.name for field in schema if _is_all_null(metadata, f"{field.name}.bytes")},
         groups=[_RowGroup(name, number, firsts[number], count) for number, count in enumerate(rows) if count],
         digest=digest,
@@ -208,9 +217,22 @@ def _holds_pictures(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
+def _caption_columns(field: pa.Field) -> dict[str, bool]:
+    """The column and the fields of its structs, and whether each holds texts."""
+    kind = field.type.value_type if _is_list(field.type) else field.type
+    columns = {field.name: _holds_captions(field.type)}
+    if pa.types.is_struct(kind) and not _holds_pictures(kind):
+        parts = map(kind.field, range(kind.num_fields))
+        columns |= {f"{field.name}.{part.name}": _holds_captions(part.type) for part in parts}
+    return columns
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def _holds_captions(kind: pa.DataType) -> bool:
-    lists = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
-    return _is_text(kind.value_type if any(is_list(kind) for is_list in lists) else kind)
+    return _is_text(kind.value_type if _is_list(kind) else kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -219,13 +241,21 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _captions(cell: pa.Scalar) -> list[str]:
-    if not cell.is_valid:
-        return []
-    texts = cell.values if hasattr(cell, "values") else [cell]
+def _captions(cell: pa.Scalar, field: str) -> list[str]:
+    """The texts of a cell, or of a field of the structs in it."""
+    texts = _elements(cell)
+    if field:
+        texts = [text for struct in texts if struct.is_valid for text in _elements(struct[field])]
     texts = [text.value if isinstance(text, pa.DictionaryScalar) else text for text in texts if text.is_valid]
     # As bytes: Arrow does not look whether a text is UTF-8 before it makes a str of it.
     return usable_captions(text.as_buffer().to_pybytes() for text in texts if text.is_valid)
+
+
+def _elements(cell: pa.Scalar) -> list[pa.Scalar]:
+    """Those of a list; of anything else itself."""
+    if not cell.is_valid:
+        return []
+    return list(cell.values) if _is_list(cell.type) else [cell]
 
 
 class _Kept:

@@ -30,7 +30,7 @@ def find_shards(root: str, pattern: str, ending: str) -> list[str]:
         raise UserError(f"shards {pattern!r}: give a pattern relative to the data root, such as '*{ending}'")
     found: set[str] = set()
     missing = []
-    for name in _expand_braces(pattern):
+    for name in expand_braces(pattern):
         names = glob.glob(name, root_dir=folder, recursive=True)
         kept = (name for name in names if name.endswith(ending) and (folder / name).is_file())
         found.update(map(posixpath.normpath, kept))
@@ -46,7 +46,7 @@ def find_shards(root: str, pattern: str, ending: str) -> list[str]:
     return sorted(found)
 
 
-def _expand_braces(pattern: str) -> Iterator[str]:
+def expand_braces(pattern: str) -> Iterator[str]:
     """Yields the pattern with each choice of its braces, {a,b} or {007..012}, as shells do."""
     braces = re.search(r"\{([^{}]*)\}", pattern)
     if not braces:
@@ -59,4 +59,4 @@ def _expand_braces(pattern: str) -> Iterator[str]:
             raise UserError(f"shards {pattern!r}: {braces[0]} are more than {_MAX_RANGE} names; check the range")
         choices = (f"{number:0{len(limits[1])}d}" for number in range(first, last + 1))
     for choice in choices:
-        yield from _expand_braces(pattern[: braces.start()] + choice + pattern[braces.end() :])
+        yield from expand_braces(pattern[: braces.start()] + choice + pattern[braces.end() :])

@@ -4,11 +4,13 @@ import bisect
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
+from maskvlm_jax import buckets
 from maskvlm_jax.data import captions as cleaning
+from maskvlm_jax.data import remote
 from maskvlm_jax.errors import UserError
 
 
@@ -99,8 +101,20 @@ def _parts(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     return [(name, {**data, **part, "mixture": {}}) for name, part in sorted(data["mixture"].items())]
 
 
+# Files that a source reads, as globs relative to the root: of these kinds of sets some may be in a bucket.
+_FILES: dict[str, Callable[[Mapping[str, Any], str], list[str]]] = {
+    "array_record": lambda data, split: ["*/manifest.json", f"{split}/*.array_record"],
+    "webdataset": lambda data, split: [_shards(data, split)],
+    "parquet": lambda data, split: [_shards(data, split)],
+}
+
+
 def _open(data: Mapping[str, Any], split: str, image_size: int) -> Source:
-    kind = data["source"]
+    kind, root = data["source"], data["root"]
+    if kind in _FILES and buckets.is_remote(root):
+        root = remote.local_root(root, _FILES[kind](data, split))
+    elif kind != "scenes":
+        buckets.local_folder(root, f"a set of kind {kind}")
     if kind == "scenes":
         from maskvlm_jax.data.scenes import Scenes
 
@@ -119,7 +133,7 @@ def _open(data: Mapping[str, Any], split: str, image_size: int) -> Source:
     if kind == "array_record":
         from maskvlm_jax.data.records import ArrayRecords
 
-        return ArrayRecords(root=data["root"], split=split)
+        return ArrayRecords(root=root, split=split)
     keys = {"caption_key": data["caption_key"]}
     if kind == "tfds":
         from maskvlm_jax.data.tfds import Tfds
@@ -128,11 +142,11 @@ def _open(data: Mapping[str, Any], split: str, image_size: int) -> Source:
     if kind == "webdataset":
         from maskvlm_jax.data.webdataset import WebDataset
 
-        return WebDataset(root=data["root"], shards=_shards(data, split), **keys)
+        return WebDataset(root=root, shards=_shards(data, split), **keys)
     if kind == "parquet":
         from maskvlm_jax.data.parquet import Parquet
 
-        return _told(data, Parquet(root=data["root"], shards=_shards(data, split), image_key=data["image_key"], **keys))
+        return _told(data, Parquet(root=root, shards=_shards(data, split), image_key=data["image_key"], **keys))
     raise UserError(f"there is no data source {kind!r}; choose among {', '.join(SOURCES)}")
 
 

@@ -4,13 +4,13 @@ import collections
 import os
 import shutil
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from maskvlm_jax.errors import UserError, writing
+from maskvlm_jax import buckets
+from maskvlm_jax.errors import UserError
 
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 CONTINUATION = "##"
@@ -105,10 +105,12 @@ def load(folder: str | os.PathLike) -> Tokenizer:
     """
     from transformers import AutoTokenizer  # two seconds of imports, spent only where a tokenizer is read
 
-    if not Path(folder).is_dir():
-        raise UserError(f"tokenizer folder {folder} does not exist; set --config.data.tokenizer to a local folder")
+    where = buckets.folder(str(folder))
+    if not where.is_dir():
+        raise UserError(f"tokenizer folder {folder} does not exist; set --config.data.tokenizer to a folder")
     try:
-        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        with buckets.reading(where) as local:
+            loaded = AutoTokenizer.from_pretrained(str(local), local_files_only=True)
         backend = loaded.backend_tokenizer
     except Exception as error:  # transformers raises whatever the file made it trip over, and advises in paragraphs
         raise UserError(
@@ -134,17 +136,14 @@ def save(backend: tokenizers.Tokenizer, folder: str | os.PathLike) -> None:
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=PAD, unk_token=UNKNOWN, cls_token=START, sep_token=END, mask_token=MASK
     )
-    temporary = Path(f"{folder}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with writing(folder):
+    with buckets.making(buckets.folder(str(folder))) as temporary:
         wrapped.save_pretrained(str(temporary))
-        temporary.rename(folder)
 
 
 def copy(source: str | os.PathLike, folder: str | os.PathLike) -> None:
     """Copies a tokenizer folder in one step."""
-    temporary = Path(f"{folder}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with writing(folder):
-        shutil.copytree(source, temporary)
-        temporary.rename(folder)
+    with (
+        buckets.reading(buckets.folder(str(source))) as local,
+        buckets.making(buckets.folder(str(folder))) as temporary,
+    ):
+        shutil.copytree(local, temporary)

@@ -4,6 +4,7 @@ Rebuilt patches are pasted into the picture; visible ones stay as they are (Mask
 """
 
 import dataclasses
+import io
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -176,6 +177,13 @@ def _clip(text: str, draw: ImageDraw.ImageDraw, width: int, font) -> str:
     while text and draw.textlength(text + "...", font) > width:
         text = text[:-1]
     return text + "..."
+
+
+def png(sheet: np.ndarray) -> bytes:
+    """A picture, (Y, X, 3) uint8, as a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(sheet).save(content, "PNG")
+    return content.getvalue()
 
 
 def _tile(image: np.ndarray) -> Image.Image:
