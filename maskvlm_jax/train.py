@@ -33,7 +33,7 @@ from maskvlm_jax.data import ledger, pipeline
 from maskvlm_jax.data.sources import Source, count_trained_on, open_source, open_training_source
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.errors import Stopped, UserError
-from maskvlm_jax.pretrainer import Pretrainer
+from maskvlm_jax.pretrainer import Pretrainer, objective_class
 from maskvlm_jax.stopping import stopping_signals
 from maskvlm_jax.train_step import TrainState
 from maskvlm_jax.watch import StepWatch, broken_report
@@ -168,7 +168,10 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
     stream = _stream(config, source, tokenizer, start, rows)
     _introduce(config, workdir, source, tokenizer, state)
     read = ledger.Ledger(source.fingerprint, batch_size=config.batch_size, rows=rows, counted=counted)
-    watch = StepWatch(source, config.data.max_broken, told, read)
+    reads_negatives = any(
+        objective_class(objective.name).reads_negatives for objective in config.objectives.values() if objective.weight
+    )
+    watch = StepWatch(source, config.data.max_broken, told, read, reads_negatives=reads_negatives)
     with closing(checkpoints), closing(kept), closing(writer), stopping_signals() as stop:
         if evaluate_again and start < config.steps:
             with stop.at_once(start):
@@ -177,7 +180,7 @@ def _train(config: ConfigDict, workdir: Path, source: Source, tokenizer: Tokeniz
             clock = time.monotonic()
             batch = next(stream)
             progress.waited(time.monotonic() - clock)
-            host_only = {key: batch.pop(key) for key in batches.HOST_KEYS}
+            host_only = {key: batch.pop(key) for key in batches.HOST_KEYS} | {"pair_id": batch["pair_id"]}
             if jax.process_count() > 1:  # a signal may reach one process alone: the step tells the others
                 batch["stop"] = np.full(len(rows), stop.signal, np.int32)
             if step == start + 1:

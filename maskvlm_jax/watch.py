@@ -23,14 +23,17 @@ class StepWatch:
         max_broken: largest share of the examples read that may be broken.
         told: what a checkpoint remembers for the host, to go on from; the same in every process.
         ledger: counts what is read.
+        reads_negatives: some loss tells a pair from the others of its batch.
 
     Attributes:
         stop: the signal that some process had got when the last step that was looked at began, or 0.
     """
 
-    def __init__(self, source: Source, max_broken: float, told: dict[str, Any], ledger: Ledger):
+    def __init__(
+        self, source: Source, max_broken: float, told: dict[str, Any], ledger: Ledger, *, reads_negatives: bool = False
+    ):
         self._source, self._max_broken, self.told, self._ledger = source, max_broken, told, ledger
-        self._pending, self.stop = None, 0
+        self._pending, self.stop, self._reads_negatives = None, 0, reads_negatives
         self._new = _nothing()
 
     def remember(self) -> dict[str, Any]:
@@ -46,8 +49,14 @@ class StepWatch:
         return self.told
 
     def push(self, step: int, values: Mapping, host: Mapping[str, np.ndarray], progress: metrics.Progress) -> None:
-        """Looks at the step before and remembers this one."""
+        """Looks at the step before and remembers this one.
+
+        Args:
+            values: what the step computes.
+            host: index, replaced and pair_id of its examples that this process read.
+        """
         self.drain(progress)
+        self._look_for_negatives(step, host)
         self._pending = (step, values, host)
 
     def drain(self, progress: metrics.Progress) -> None:
@@ -62,6 +71,21 @@ class StepWatch:
         self._ledger.add(step, host["index"])
         self._count_replaced(host)
         progress.add(values)
+
+    def _look_for_negatives(self, step: int, host: Mapping[str, np.ndarray]) -> None:
+        """Says once that a batch has none."""
+        if not self._reads_negatives:
+            return
+        pair_id_B2 = host["pair_id"]
+        if (pair_id_B2 != pair_id_B2[0]).all(axis=1).any():  # the first example has one, as nearly always
+            return
+        if (pair_id_B2[:, None] == pair_id_B2).any(axis=2).all():
+            self._reads_negatives = False
+            print(
+                f"warning: step {step} has no negatives: any two of its examples share a picture or a caption, and "
+                "contrastive and matching losses learn nothing from it; look at the captions, or raise "
+                "--config.batch_size"
+            )
 
     def _check_finite(self, step: int, values: Mapping[str, float], index: np.ndarray) -> None:
         bad = [name for name, value in values.items() if not np.isfinite(value)]

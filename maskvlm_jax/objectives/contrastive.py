@@ -34,6 +34,8 @@ def contrastive_loss(similarity_BB: jax.Array, same_pair_BB: jax.Array) -> jax.A
 class Objective(base.Objective):
     """Pulls matched pairs together in the shared space and pushes the batch's other pairs apart."""
 
+    reads_negatives = True
+
     def __init__(self, vlm: VLM, *, shared: dict, rngs: nnx.Rngs):
         self.views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
 

@@ -64,6 +64,8 @@ class Objective(base.Objective):
             the same device, as ALBEF does: no token sequence travels, and the draw depends on the number of devices.
     """
 
+    reads_negatives = True
+
     def __init__(
         self,
         vlm: VLM,
