@@ -1,15 +1,19 @@
 """Settings of this process that the arithmetic does not see."""
 
+import contextlib
 import ctypes
 import importlib.util
 import logging
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import pkgutil
 import platform
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -87,6 +91,30 @@ def prepare_accelerator(*, deterministic: bool = False) -> None:
             sys.modules["jax"].config.update("jax_threefry_gpu_kernel_lowering", True)
 
 
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Processes and threads started inside never see Ctrl-C, which a terminal sends to all; this one does at the end.
+
+    SIGTERM they must see: Python ends workers by it.
+    """
+    multiprocessing.resource_tracker.ensure_running()  # it lets the signal through when it starts
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def end_with_parent() -> None:
+    """To be called in a worker process: a parent that was killed cannot end its workers."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def quiet_libraries() -> None:
     """Keeps the libraries' own notices out of the log; errors stay."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would tell that it found no torch
@@ -98,6 +126,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=RuntimeWarning, message="coroutine .* was never awaited")
     # That compiled programs cannot be kept, on a full disk for one, is no fault of the run.
     warnings.filterwarnings("ignore", category=UserWarning, message="Error writing persistent compilation cache")
+    # Batches that workers left in shared memory are removed by a process of Python's own, which gets these options.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     sys.unraisablehook = _tell_unraisable
 
 

@@ -3,16 +3,13 @@
 Pieces may run over processes in any order: what one leaves depends on nothing but its source and its own values.
 """
 
-import contextlib
 import dataclasses
 import json
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
 import pickle
-import signal
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,6 +22,7 @@ import numpy as np
 import simplejpeg
 from tqdm import tqdm
 
+from maskvlm_jax import host
 from maskvlm_jax.data import records, survey, transforms
 from maskvlm_jax.data.caption_files import usable_captions
 from maskvlm_jax.data.sources import Source
@@ -198,7 +196,7 @@ class Crew:
             context = multiprocessing.get_context("spawn")  # a forked process would lack JAX's threads
             self._pool = ProcessPoolExecutor(self._workers, context, _enter_worker, (path,))
         try:
-            with _interrupts_held():
+            with host.interrupts_held():
                 futures = {
                     self._pool.submit(_run_in_worker, id(piece.source), dataclasses.replace(piece, source=None)): piece
                     for piece in todo
@@ -215,33 +213,13 @@ class Crew:
             ) from error
 
 
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C; this one sees it at the end, and decides behind a piece.
-
-    SIGTERM they must see: the pool ends its processes by it where one was killed.
-    """
-    multiprocessing.resource_tracker.ensure_running()  # it lets the signal through when it starts
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
 _sources: dict[int, Source] = {}  # of a worker process
 
 
 def _enter_worker(path: Path) -> None:
     _sources.update(pickle.loads(path.read_bytes()))
     warnings.simplefilter("ignore")  # as above
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """A parent that was killed cannot end its workers."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    host.end_with_parent()
 
 
 def _run_in_worker(source: int, piece: Piece) -> None:

@@ -12,6 +12,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from maskvlm_jax import host
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import masking, transforms
 from maskvlm_jax.data.mixing import Interleaving
@@ -168,6 +169,19 @@ class _Rows(grain.transforms.DatasetSelectionMap):
         return 0, batch * self._batch_size + self._rows[place]
 
 
+def _enter_worker(number: int, count: int) -> None:
+    host.end_with_parent()
+
+
+def _without_interrupts(stream: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    """The same; Grain starts its workers as the first batch is asked for."""
+    with host.interrupts_held():
+        first = next(stream, None)
+    if first is not None:
+        yield first
+        yield from stream
+
+
 def train_stream(
     source: Source,
     make_example: MakeExample,
@@ -199,8 +213,9 @@ def train_stream(
         stream = grain.MapDataset.select_from_datasets([stream], _Rows(tuple(rows), batch_size))
     stream = stream.batch(batch_size if rows is None else len(rows), drop_remainder=True)
     stream = stream[start:stop].to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4))
-    if workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain's workers read flags of theirs, also without a command line
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    return iter(stream)
+    if not workers:
+        return iter(stream)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read flags of theirs, also without a command line
+    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    return _without_interrupts(iter(stream.mp_prefetch(processes, worker_init_fn=_enter_worker)))

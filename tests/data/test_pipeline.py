@@ -2,6 +2,10 @@
 
 import io
 import itertools
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,12 +13,13 @@ from PIL import Image
 
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import pipeline
+from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.evaluation import load_evaluation
 from maskvlm_jax.data.scenes import Scenes
 from maskvlm_jax.data.sources import open_source
 from maskvlm_jax.data.tokenizer import END, MASK, PAD, START, Tokenizer, train_wordpiece
 from maskvlm_jax.errors import UserError
-from tests.conftest import toy_config
+from tests.conftest import ROOT, toy_config
 
 OPTIONS = {
     "image_ratio": 0.6,
@@ -251,3 +256,15 @@ def test_modality_dropout_takes_one_side_as_often_as_the_other_and_makes_what_is
         assert not left["text_masked"].any() or not no_words
         counts["image" if no_image else "text" if no_words else "neither"] += 1
     np.testing.assert_allclose([counts["image"], counts["text"]], 100, atol=5 * np.sqrt(400 * 0.25 * 0.75))
+
+
+def test_workers_do_without_ctrl_c_and_end_with_the_process_that_started_them(tmp_path, cli_environment):
+    tokenizers.save(train_wordpiece(["a red square"], 40), tmp_path / "tokenizer")
+    command = [sys.executable, "-m", "tests.data.streaming", str(tmp_path / "tokenizer")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=cli_environment, start_new_session=True, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.stdout.readline() == "went on\n"
+        process.kill()
+        assert process.stderr.read() == ""  # which is open until the last of the processes is gone
