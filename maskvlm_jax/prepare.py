@@ -7,8 +7,8 @@ then what is left is written, shard by shard, and the manifest last. Stopped at 
 where it was. The shards are the same bytes however many processes made them and however often they were stopped.
 """
 
-import glob
 import json
+import posixpath
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from maskvlm_jax import buckets, ranges
-from maskvlm_jax.data import pieces, records, survey
+from maskvlm_jax.data import pieces, records, remote, survey
 from maskvlm_jax.data.caption_files import read_captions
 from maskvlm_jax.data.scenes import SPLIT_LENGTHS
 from maskvlm_jax.data.sources import Source, open_source
@@ -116,17 +116,16 @@ def _out(config: ConfigDict) -> Path:
 
 def existing_splits(data: ConfigDict) -> Sequence[str]:
     """The splits that a set has on disk."""
-    root = Path(data.root).expanduser()
     if data.source == "scenes":
         return tuple(SPLIT_LENGTHS)
     if data.source == "array_record":
-        return sorted(path.parent.name for path in root.glob(f"*/{records.MANIFEST}")) or (data.split,)
+        manifests = remote.matches(data.root, f"*/{records.MANIFEST}")
+        return sorted(posixpath.dirname(name) for name in manifests) or (data.split,)
     if data.source == "files" and not data.splits:
+        root = buckets.local_folder(data.root, "a set of kind files")
         return tuple(read_captions(root / data.captions).splits) or (data.split,)
     # Lists of names, or patterns of shards. Where none is there, opening the split tells what is wrong.
-    there = [
-        name for name, file in data.splits.items() if "{" in file or glob.glob(file, root_dir=root, recursive=True)
-    ]
+    there = [name for name, file in data.splits.items() if "{" in file or remote.matches(data.root, file)]
     return there or (data.split,)
 
 

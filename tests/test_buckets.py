@@ -196,12 +196,17 @@ def test_shards_in_a_bucket_are_read_as_those_on_disk_and_anew_where_they_change
 
 def test_prepared_shards_and_tars_are_read_too(bucket, tmp_path):
     config = preparing.get_config("data=parquet")
-    parquet(tmp_path / "x.parquet", 3)
-    config.data.root, config.data.splits, config.splits = str(tmp_path), {"train": "x.parquet"}, ("train",)
-    config.out, config.workers = str(tmp_path / "out"), 0
+    for split in ("train", "val"):
+        parquet(tmp_path / f"{split}.parquet", 3)
+        put(tmp_path / f"{split}.parquet", bucket / "tables")
+    config.data.root, config.out, config.workers = str(bucket / "tables"), str(tmp_path / "out"), 0
     prepare.run(config, tmp_path)
+    assert {path.parent.name for path in _files(tmp_path / "out")} == {"train", "val"}
     for path in _files(tmp_path / "out"):
         (bucket / path.relative_to(tmp_path / "out")).write_bytes(path.read_bytes())
+    config = preparing.get_config("data=array_record")
+    config.data.root = str(bucket)
+    assert prepare.existing_splits(config.data) == ["train", "val"]
     here, there = opened("array_record", tmp_path / "out"), opened("array_record", bucket)
     assert there.fingerprint == here.fingerprint and there[2] == here[2]
     write_tar(tmp_path / "x.tar", ("a.jpg", hostile.encoded(hostile.picture(0), "JPEG")), ("a.txt", b"a dog"))

@@ -7,6 +7,7 @@ in the bucket has changed.
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -54,6 +55,14 @@ def local_root(root: str, patterns: Sequence[str]) -> str:
                 raise
             raise UserError(f"{root} cannot be copied to {folder}: {first_line(error)}") from error
     return str(folder)
+
+
+def matches(root: str, pattern: str) -> list[str]:
+    """Names of the files below a root, on disk or in a bucket, that match a glob."""
+    if not buckets.is_remote(root):
+        return glob.glob(pattern, root_dir=Path(root).expanduser(), recursive=True)
+    files, base = buckets.file_system(root)
+    return [path.removeprefix(f"{base}/") for path in files.glob(f"{base}/{pattern}")]
 
 
 def _cache() -> Path:
