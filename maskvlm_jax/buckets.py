@@ -28,7 +28,7 @@ def folder(path: str) -> Path:
     """
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", path)
     if not found:
-        return Path(path).expanduser()
+        return _from_home(path)
     if not re.match(rf"{_SCHEME}[a-z0-9]", path):
         raise UserError(
             f"{path}: local folders and gs://BUCKET/FOLDER are read, {found[1]}: is not; mount it as a local folder"
@@ -56,9 +56,10 @@ def _prepare(path: str) -> None:
         raise UserError(f"{path} needs a library that is not installed; run pip install gcsfs")
     import fsspec
 
-    # They tell at every file that there is no account, or none that may ask of what kind the bucket is.
+    # They tell at every file that there is no account, or none that may ask of what kind the bucket is; their errors
+    # are raised, too.
     for name in ("gcsfs", "google.auth"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # TensorStore writes to the same buckets, of which a cached listing would not tell.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 
@@ -84,7 +85,14 @@ def local_folder(path: str, what: str) -> Path:
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
         raise UserError(f"{path}: {what} must be in a local folder; give one, and copy it afterwards")
-    return Path(path).expanduser()
+    return _from_home(path)
+
+
+def _from_home(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no user of that name; the home folder is ~/") from error
 
 
 @contextlib.contextmanager

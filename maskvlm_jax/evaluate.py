@@ -1,5 +1,7 @@
 """Scores of a model on a split, with the protocol they were taken under; inside training and alone."""
 
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,9 +178,9 @@ class Evaluation:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if texts is not None:
-                files.write_text(folder / f"masked_text_{split}.md", figures.masked_text_table(data, texts))
+                files.write_text(folder / f"masked_text_{_file_name(split)}.md", figures.masked_text_table(data, texts))
             for name, sheet in sheets.items():
-                files.write_bytes(folder / f"{name}_{split}.png", figures.png(sheet))
+                files.write_bytes(folder / f"{name}_{_file_name(split)}.png", figures.png(sheet))
         return sheets
 
     @property
@@ -262,6 +264,10 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
     print(f"\nresults, figures and checkpoints are in {folder}")
 
 
+def _file_name(split: str) -> str:
+    return re.sub(r"[^\w.+-]", "_", split)
+
+
 class Loaded(NamedTuple):
     """A checkpoint's model, ready to be scored under a mesh."""
 
@@ -306,7 +312,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Raises:
         UserError: there is no such workdir, or nothing in it that can be read.
     """
+    if (workdir / "config.json").exists():
+        raise UserError(f"{workdir} is the workdir of a run, whose result would be replaced; give another --workdir")
     with loaded(config) as (trained, evaluation, params, lineage), workdirs.locked(workdir):
+        tell_trained_on(trained.evaluation.split, lineage["examples_trained_on"] or 0)
         result = final_result(evaluation, trained, params, folder=workdir, lineage=lineage)
     show(result, workdir)
 
@@ -335,7 +344,9 @@ def lineage_of(
 
 def _examples_trained_on(config: ConfigDict, trained_on: ConfigDict) -> int | None:
     """How many of the scored examples were trained on; None where that is another set, or not there any more."""
-    if any(config.data.get(key) != trained_on.get(key) for key in ("source", "root", "mixture")):
+    if any(config.data.get(key) != trained_on.get(key) for key in ("source", "mixture")):
+        return None
+    if os.path.realpath(config.data.root) != os.path.realpath(trained_on.root):
         return None
     size, split = config.model.image.image_size, config.evaluation.split
     try:
@@ -349,6 +360,15 @@ def _examples_trained_on(config: ConfigDict, trained_on: ConfigDict) -> int | No
 def counted(scored: ConfigDict, trained_on: ConfigDict) -> dict[str, Any]:
     """Arguments of `count_trained_on` from the `data` of an evaluation and of a training."""
     return {"part": scored.get("scored", ""), "limit": trained_on.get("limit", 0)}
+
+
+def tell_trained_on(split: str, count: int) -> None:
+    """Warns of a split of which `count` examples are trained on."""
+    if count:
+        print(
+            f"warning: {count:,} of the examples of split {split} are trained on too; their scores tell how well they "
+            "are remembered"
+        )
 
 
 def _trained_on(data: ConfigDict) -> str:

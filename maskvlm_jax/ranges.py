@@ -67,11 +67,15 @@ def range_of(key: str) -> Range | None:
     return next((found for ending, found in RANGES.items() if re.search(rf"(^|\.){ending}$", key)), None)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, ...], bool]]:
     """(dotted key, its numbers, whether it is a tuple) of every value that is a number or a tuple of numbers."""
     for key, value in values.items():
         parts = tuple(value) if isinstance(value, tuple | list) else (value,)
-        if parts and all(isinstance(part, int | float) and not isinstance(part, bool) for part in parts):
+        if parts and all(map(_is_number, parts)):
             yield key, parts, isinstance(value, tuple | list)
 
 
@@ -81,6 +85,9 @@ def check(values: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming the key, its value and what may take its place.
     """
+    for key, value in values.items():
+        if isinstance(value, tuple | list) and range_of(key) and not all(map(_is_number, value)):
+            raise UserError(f"{key} is {tuple(value)}; give numbers")
     for key, parts, several in numbers(values):
         shown = f"({', '.join(f'{part:g}' for part in parts)})" if several else f"{parts[0]:g}"
         found = range_of(key)

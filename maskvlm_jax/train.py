@@ -86,11 +86,7 @@ def _open_scored(config: ConfigDict, source: Source) -> None:
     splits = dict.fromkeys((options.during, options.split, *options.also))
     scored = {split: (open_source(data, split, size), options.limit) for split in splits}
     for split, count in count_trained_on(source, scored, **evaluate.counted(config.data, config.data)).items():
-        if count:
-            print(
-                f"warning: {count:,} of the examples of split {split} are trained on too; their scores tell how well "
-                "they are remembered"
-            )
+        evaluate.tell_trained_on(split, count)
 
 
 class Built(NamedTuple):

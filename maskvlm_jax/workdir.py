@@ -107,9 +107,20 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def as_flags(keys: list[str], values: dict[str, Any]) -> str:
     """The flags that give keys their values in a config, to be pasted."""
-    there = flatten(values)
-    told = {key: tuple(there[key]) if isinstance(there.get(key), list) else there.get(key) for key in keys}
+    there, told = flatten(values), {}
+    for key in keys:
+        block = key.rpartition(".")[0]
+        if key not in there and _is_empty_block(values, block):
+            told[block] = {}
+        else:
+            told[key] = tuple(there[key]) if isinstance(there.get(key), list) else there.get(key)
     return " ".join(shlex.quote(f"--config.{key}={value}") for key, value in told.items())
+
+
+def _is_empty_block(values: Any, block: str) -> bool:
+    for name in block.split("."):
+        values = values.get(name) if isinstance(values, dict) else None
+    return values == {}
 
 
 def _is_free(key: str) -> bool:
@@ -141,9 +152,9 @@ def claim(workdir: Path, config: ConfigDict, *, alone: bool) -> None:
         if path.exists():
             there = upgrade.read(path)
             differing = differing_keys(there, wanted)
-            if differing and alone and not _holds_a_run(workdir):
-                if processes.is_main():
-                    shutil.rmtree(workdir / "tokenizer", ignore_errors=True)  # it may be of other values too
+            if alone and not _holds_a_run(workdir):
+                if processes.is_main():  # its tokenizer may be of other values, or of other data under the same
+                    shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
             elif differing:
                 raise UserError(
                     f"{workdir} belongs to a run with other values of {', '.join(differing)}; "

@@ -307,6 +307,10 @@ def test_a_workdir_in_which_nothing_was_saved_takes_a_new_config(tmp_path):
     workdirs.claim(workdir, config, alone=True)
     assert workdirs.upgrade.read(workdir / "config.json")["optim"]["lr"] == 1e-5
     assert not (workdir / "tokenizer").exists()
+    (workdir / "tokenizer").mkdir()
+    config.data.root = "elsewhere"  # a free key, but other captions
+    workdirs.claim(workdir, config, alone=True)
+    assert not (workdir / "tokenizer").exists()
     (workdir / "checkpoints" / "20.damaged").mkdir(parents=True)  # something was trained here
     config.optim.lr = 1e-4
     with pytest.raises(UserError, match="belongs to a run with other values of optim"):
@@ -545,3 +549,140 @@ def test_one_picture_has_no_wrong_one_beside_it_and_equal_captions_are_no_negati
     metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
     assert "masked_text_loss_matched" in metrics
     assert not [name for name in metrics if "shuffled" in name or "gain" in name]
+
+
+# --- what a second look found -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_format_is_turned_once(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pictures = {}
+    for kind in ("PNG", "TIFF", "WEBP"):
+        file = io.BytesIO()
+        hostile.picture(3, 20, 40).save(file, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+        pictures[kind] = transforms.decode(file.getvalue())
+        assert transforms.picture_size(file.getvalue()) == pictures[kind].shape[:2]
+    for kind in ("TIFF", "WEBP"):
+        np.testing.assert_array_equal(pictures[kind], pictures["PNG"])
+
+
+def test_a_jpeg_that_claims_a_huge_size_is_too_large_also_where_it_has_exif():
+    data = bytearray(hostile.rotated(1, 6))
+    place = data.index(b"\xff\xc0")
+    data[place + 5 : place + 9] = struct.pack(">HH", 60_000, 60_000)
+    for look in (transforms.picture_size, transforms.decode):
+        with pytest.raises(transforms.DecodeError) as error:
+            look(bytes(data))
+        assert error.value.kind == "too large"
+
+
+def test_a_side_picture_takes_no_place_of_the_pair(tmp_path):
+    members = [("0.blip.txt", b"by machine"), ("0.depth.png", b"x"), ("0.jpg", jpeg("red")), ("0.txt", b"a dog")]
+    write_tar(tmp_path / "x.tar", *members)
+    source = WebDataset(root=str(tmp_path), shards="x.tar")
+    assert (len(source), source[0]["image"], source.captions(0)) == (1, jpeg("red"), ["a dog"])
+
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<mask>", "<unk>"]
+PIECES = [*SPECIAL, "a", "dog", "<", ">", "m", "s", "k", "/", "p", "d", "▁", "▁a", "▁dog", "▁<mask>"]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "words", "pieces"])
+def test_special_words_are_text_whatever_the_model_is(kind, tmp_path):
+    import tokenizers as hugging_face
+    from tokenizers import models, pre_tokenizers
+
+    if kind == "unigram":
+        backend = hugging_face.Tokenizer(models.Unigram([(word, -1.0) for word in PIECES], unk_id=4))
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        model = models.WordLevel if kind == "words" else models.WordPiece
+        backend = hugging_face.Tokenizer(model({word: i for i, word in enumerate(PIECES)}, unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(SPECIAL)
+    from transformers import PreTrainedTokenizerFast
+
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "mask_token", "unk_token"), SPECIAL, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(tmp_path)
+    loaded = tokenizers.load(tmp_path)
+    tokens, _, valid = loaded.encode("a dog <mask> </s> <s> <pad>", 40)
+    control = {loaded.pad_id, loaded.start_id, loaded.end_id, loaded.mask_id}
+    assert not control & set(tokens[1 : valid.sum() - 1].tolist())
+
+
+def test_a_workdir_in_the_tokenizers_folder_is_not_copied_into_itself(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    tokenizers.copy(tmp_path, tmp_path / "run" / "tokenizer")
+    assert [path.name for path in (tmp_path / "run" / "tokenizer").iterdir()] == ["tokenizer.json"]
+
+
+def test_a_run_is_no_place_for_the_result_of_an_evaluation(finished_run, cli):
+    before = (finished_run[0] / "result.json").read_bytes()
+    process = cli("--config=configs/evaluate.py", f"--config.checkpoint={finished_run[0]}", "-w", finished_run[0])
+    assert process.returncode == 2 and "is the workdir of a run" in process.stderr
+    assert (finished_run[0] / "result.json").read_bytes() == before
+
+
+def test_names_that_are_the_same_keep_all_captions(tmp_path):
+    names = {"a.jpg": "one", "./a.jpg": "two", "\u00e9.jpg": "one", "e\u0301.jpg": "two"}
+    (tmp_path / "captions.json").write_text(json.dumps(names))
+    table = caption_files.read_captions(tmp_path / "captions.json")
+    assert table.captions == {"a.jpg": ["one", "two"], "\u00e9.jpg": ["one", "two"]}
+
+
+def test_half_a_letter_is_no_caption_and_no_name(tmp_path):
+    root = pictures(tmp_path, NAMES[:2])
+    (root / "c.json").write_text(json.dumps({NAMES[0]: ["bad \ud800 x", "a dog"], NAMES[1]: "a cat"}))
+    source = Files(root=str(root), images="images", captions="c.json", split="all", splits=None)
+    assert [source.captions(i) for i in range(2)] == [["a dog"], ["a cat"]]
+    for text in (json.dumps({"\ud800.jpg": "x"}), '{"a": ' + "1" * 5_000 + "}"):
+        (root / "c.json").write_text(text)
+        with pytest.raises(UserError, match=r"not UTF-8 text|invalid JSON"):
+            caption_files.read_captions(root / "c.json")
+
+
+def test_split_lists_of_every_system_are_read(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"a.jpg\rb.jpg\r\nc.jpg\n")
+    assert caption_files.read_split_list(tmp_path / "x.txt", "flag") == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+@pytest.mark.parametrize("flag", ["--workdir", "--config.data.root", "--config.checkpoint", "--config.data.tokenizer"])
+def test_the_home_of_nobody_is_told(flag, cli):
+    process = cli(TRAIN, *toy_flags(), f"{flag}=~nobody-of-that-name/x")
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
+    assert "there is no user of that name" in process.stderr
+
+
+def test_columns_of_one_name_and_paths_that_are_none(tmp_path):
+    names = ["image", "caption", "caption"]
+    pq.write_table(
+        pa.Table.from_arrays([pa.array(bytes_of(1)), pa.array(["a"]), pa.array(["b"])], names), tmp_path / "x.parquet"
+    )
+    with pytest.raises(UserError, match="several columns 'caption'"):
+        Parquet(root=str(tmp_path), shards="x.parquet")
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.int64()})
+    cells = pa.array([{"bytes": bytes_of(1)[0], "path": 1}, {"bytes": None, "path": 2}], kind)
+    parquet(tmp_path / "x.parquet", image=cells, caption=["a dog", "a cat"])
+    assert Parquet(root=str(tmp_path), shards="x.parquet")[1]["image"] == b""
+
+
+def test_the_flag_of_an_empty_block_is_the_blocks():
+    there = {"data": {"splits": {}, "root": "x"}}
+    keys = workdirs.differing_keys(there, {"data": {"splits": {"train": "a", "val": "b"}, "root": "x"}})
+    assert workdirs.as_flags(keys, there) == "'--config.data.splits={}'"
+
+
+def test_words_are_no_numbers():
+    from maskvlm_jax import ranges
+
+    with pytest.raises(UserError, match="give numbers"):
+        ranges.check({"data.augment.crop_scale": ("a", "b")})
+
+
+@pytest.mark.parametrize("document", [[["a.jpg", "x"]], [], [{"filename": "a.jpg", "caption": "x"}]])
+def test_lists_of_another_form_are_told_what_is_read(document, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="a list of what is not known; give a list of"):
+        caption_files.read_captions(tmp_path / "a.json")

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import posixpath
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -91,11 +92,20 @@ def _parse_json(text: str, file: str, folder: Path) -> CaptionTable:
     if isinstance(document, list) and document and isinstance(document[0], dict) and "image" in document[0]:
         return _parse_pairs(document, file)
     if isinstance(document, list):
+        of_regions = document and isinstance(document[0], dict) and "regions" in document[0]
+        if not of_regions and not (folder / "image_data.json").is_file():
+            raise UserError(
+                f"{file}: a list of what is not known; give a list of {{image, caption}}, a mapping of names to "
+                "captions, or COCO's, Karpathy's, Visual Genome's or SBU's own file"
+            )
         return _parse_visual_genome(document, file, folder / "image_data.json")
     if isinstance(document, dict) and "image_urls" in document:
         return _parse_sbu(document, file)
     if isinstance(document, dict) and _names_pictures(document):
-        return CaptionTable({_picture_name(name, file): _several(written) for name, written in document.items()}, {})
+        captions: dict[str, list[str]] = {}
+        for name, written in document.items():
+            captions.setdefault(_picture_name(name, file), []).extend(_several(written))
+        return CaptionTable(captions, {})
     images = _field(document, "images", list, file)
     if "annotations" in document:
         return _parse_coco(images, _field(document, "annotations", list, file), file)
@@ -209,7 +219,7 @@ def _rows(entries: list[Json], file: str) -> Iterator[tuple[str, Json]]:
 def _load_json(text: str, where: str) -> Json:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: invalid JSON: {error}") from error
 
 
@@ -226,10 +236,17 @@ def _field(entry: Json, key: str, kind: type | tuple[type, ...], where: str) -> 
 
 def _picture_name(name: str, where: str) -> str:
     """The name in its shortest form, its accents composed; a name that leads out of the picture folder is refused."""
+    if not name.isprintable() and _has_half_a_letter(name):
+        raise UserError(f"{where}: picture name {name!r} is not UTF-8 text; correct it")
     shortest = unicodedata.normalize("NFC", posixpath.normpath(name.strip()))
     if shortest in (".", "..") or shortest.startswith(("/", "../")) or "\0" in shortest:
         raise UserError(f"{where}: picture name {name!r} is not a path inside the picture folder; correct it")
     return shortest
+
+
+def _has_half_a_letter(text: str) -> bool:
+    """Whether it holds half of a surrogate pair, as JSON can, which no file name and no tokenizer takes."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _read_text(path: Path, kind: str, flag: str = "--config.data.root") -> str:
@@ -251,7 +268,7 @@ def read_split_list(path: Path, flag: str) -> list[str]:
     Raises:
       UserError: the file cannot be read, or a name leads out of the picture folder.
     """
-    lines = _read_text(path, "split list", flag).split("\n")
+    lines = re.split(r"\r\n|\r|\n", _read_text(path, "split list", flag))
     return [_picture_name(line, f"{path.name} row {row}") for row, line in enumerate(lines, start=1) if line.strip()]
 
 

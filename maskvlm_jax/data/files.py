@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from maskvlm_jax.data.caption_files import read_captions, read_split_list
+from maskvlm_jax.data.caption_files import read_captions, read_split_list, usable_captions
 from maskvlm_jax.errors import UserError, few
 
 
@@ -157,9 +157,9 @@ def _clean_captions(
     """Returns (name, captions) of the pictures that have a caption left once white space is collapsed."""
     examples = []
     for name in names:
-        cleaned = [" ".join(caption.split()) for caption in written.get(name, [])]
-        captions = [caption for caption in cleaned if caption]
-        dropped["empty_captions"] += len(cleaned) - len(captions)
+        there = written.get(name, [])
+        captions = usable_captions(there)
+        dropped["empty_captions"] += len(there) - len(captions)
         if captions:
             examples.append((name, captions))
         else:

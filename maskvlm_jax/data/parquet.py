@@ -7,7 +7,7 @@ import json
 import operator
 import posixpath
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
@@ -101,6 +101,7 @@ class Parquet:
         if not isinstance(cell, dict):
             return cell or b""
         path = cell.get("path")
+        path = path if isinstance(path, str) else ""
         if cell["bytes"] or not path:
             return cell["bytes"] or b""
         relative = posixpath.normpath(path)
@@ -188,6 +189,8 @@ def _read_footer(root: Path, name: str) -> _Footer:
         raise UserError(f"{path}: not a whole Parquet file; take it anew") from error
     except OSError as error:
         raise UserError(f"{path}: the file cannot be read ({error.strerror or error}); take it anew") from error
+    if twice := [column for column, count in Counter(schema.names).items() if count > 1]:
+        raise UserError(f"{path}: there are several columns {twice[0]!r}; give each a name of its own")
     rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     firsts = [0, *itertools.accumulate(rows)]
     return _Footer(

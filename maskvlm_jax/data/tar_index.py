@@ -160,15 +160,15 @@ def _samples(path: Path, tar_size: int, report: Counter[str]) -> dict[str, Place
     kinds = {key: {kind for kind, _, _ in found} for key, found in members.items()}
     whole = {key for key, there in kinds.items() if "image" in there and len(there) > 1}
     dotted = {_to_first_dot(key) for key in whole} - whole
-    samples: dict[str, Places] = {}
+    shortened = {key: key if key in whole or (first := _to_first_dot(key)) in dotted else first for key in members}
+    samples: dict[str, Places] = {key: {} for key in shortened.values()}
     repeated = set()
-    for key, found in members.items():
-        if key not in whole and _to_first_dot(key) not in dotted:
-            key = _to_first_dot(key)
-        places = samples.setdefault(key, {})
-        for kind, start, size in found:
+    # What belongs together whole comes first: a member such as 0000.depth.png only fills a gap of 0000.
+    for key in sorted(members, key=lambda key: key not in whole):
+        places = samples[shortened[key]]
+        for kind, start, size in members[key]:
             if kind in places:
-                repeated.add(key)
+                repeated.add(shortened[key])
             elif size:
                 places[kind] = (start, size)
     report["repeated_keys"] = len(repeated)

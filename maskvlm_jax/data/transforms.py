@@ -172,12 +172,15 @@ def _jpeg_orientation(image: bytes) -> int:
         return 1
     try:
         return _orientation(Image.open(io.BytesIO(image)))
-    except OSError:  # Pillow is stricter about headers than libjpeg-turbo.
+    # Pillow is stricter about headers than libjpeg-turbo; the size is checked elsewhere.
+    except (OSError, Image.DecompressionBombError):
         return 1
 
 
 def _orientation(image: Image.Image) -> int:
     """1 to 8; what is anything else, text or 9 or 0, is no orientation, and the picture upright."""
+    if image.format == "TIFF":  # which Pillow turns itself as it reads the pixels
+        return 1
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # A broken EXIF block raises almost anything, and is no reason to lose the picture.
