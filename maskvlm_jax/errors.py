@@ -59,7 +59,8 @@ def unwritable(path: Path | str, error: BaseException) -> UserError | None:
     if found := re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", text):  # TensorStore's and Rust's
         number = int(found[1] or found[2])
     number = number or next((known for known in _MENDS if os.strerror(known) in text), None)
-    if number not in _MENDS and (str(path).startswith("gs://") or "gs://" in text or is_of_store(error)):
+    in_bucket = str(path).startswith("gs://") or "gs://" in text
+    if number not in _MENDS and (is_of_store(error) or (in_bucket and isinstance(error, OSError | ValueError))):
         return UserError(
             f"{path} cannot be written ({first_line(error)}): see that the bucket is there and that the account may "
             "write in it, and the same command goes on"

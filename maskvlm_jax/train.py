@@ -18,6 +18,7 @@ from maskvlm_jax import (
     files,
     host,
     initial,
+    lineage,
     metrics,
     optim,
     processes,
@@ -85,8 +86,8 @@ def _open_scored(config: ConfigDict, source: Source) -> None:
     options, data, size = config.evaluation, config.data.to_dict(), config.model.image.image_size
     splits = dict.fromkeys((options.during, options.split, *options.also))
     scored = {split: (open_source(data, split, size), options.limit) for split in splits}
-    for split, count in count_trained_on(source, scored, **evaluate.counted(config.data, config.data)).items():
-        evaluate.tell_trained_on(split, count)
+    for split, count in count_trained_on(source, scored, **lineage.counted(config.data, config.data)).items():
+        lineage.tell_trained_on(split, count)
 
 
 class Built(NamedTuple):
@@ -240,9 +241,9 @@ def _finish(config, workdir: Path, evaluation, state: TrainState, writer, kept, 
     _evaluate(config, evaluation, state, config.steps, writer, kept, told)
     print("final evaluation ...", flush=True)
     params = _weights(config, state)
-    lineage = evaluate.lineage_of(config, workdir, config.steps, params, told, config.data)
+    origin = lineage.lineage_of(config, workdir, config.steps, params, told, config.data)
     on_figure = lambda name, sheet: writer.figure(config.steps, name, sheet)  # noqa: E731
-    result = evaluate.final_result(evaluation, config, params, folder=workdir, lineage=lineage, on_figure=on_figure)
+    result = evaluate.final_result(evaluation, config, params, folder=workdir, lineage=origin, on_figure=on_figure)
     writer.write(config.steps, config.evaluation.split, result["metrics"])
     if told["broken"] and processes.is_main():
         files.write_json(workdir / "broken.json", told["broken"])

@@ -64,12 +64,13 @@ def locked(folder: Path) -> Iterator[bool]:
     Raises:
         UserError: another run has it.
     """
+    if buckets.is_remote(folder):
+        if processes.is_main():
+            print(f"warning: {folder} is in a bucket, which has no locks; see that no other run writes there")
+        yield False
+        return
     if not processes.is_main():
         yield True
-        return
-    if buckets.is_remote(folder):
-        print(f"warning: {folder} is in a bucket, which has no locks; see that no other run writes there")
-        yield False
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

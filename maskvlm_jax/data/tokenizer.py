@@ -49,8 +49,10 @@ class Tokenizer:
         encoding = self._backend.encode(caption, add_special_tokens=False)
         if self._control.intersection(encoding.ids):
             encoding = self._backend.encode(self._spelled_out(caption), add_special_tokens=False)
-        ids = encoding.ids[: max_length - 2]
-        words = [-1 if word is None else word for word in encoding.word_ids[: max_length - 2]]
+        # A normaliser may make such a word of other letters: what is one still is left out.
+        pairs = [pair for pair in zip(encoding.ids, encoding.word_ids, strict=True) if pair[0] not in self._control]
+        ids = [token for token, _ in pairs[: max_length - 2]]
+        words = [-1 if word is None else word for _, word in pairs[: max_length - 2]]
         tokens = np.full(max_length, self.pad_id, np.int32)
         word_ids = np.full(max_length, -1, np.int32)
         tokens[: len(ids) + 2] = [self.start_id, *ids, self.end_id]

@@ -1,0 +1,70 @@
+"""Where parameters come from, and which scored examples they were trained on."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from maskvlm_jax import train_step
+from maskvlm_jax.data.sources import count_trained_on, open_source, open_training_source
+from maskvlm_jax.errors import UserError
+
+
+def lineage_of(
+    config: ConfigDict, workdir: Path, step: int, params: Any, told: Mapping[str, Any], trained_on: ConfigDict
+) -> dict[str, Any]:
+    """Where parameters come from.
+
+    Args:
+        config: of the evaluation: `data` may be another set than the model was trained on.
+        told: what the parameters' checkpoint remembers.
+        trained_on: `data` of the training.
+    """
+    return {
+        "checkpoint": workdir.name,
+        "run": config.name,
+        "trained_on": _trained_on(trained_on),
+        "examples_trained_on": _examples_trained_on(config, trained_on),
+        "initialised_from": f"{config.checkpoint} {config.checkpoint_step}" if config.checkpoint else "random",
+        "step": step,
+        "stream": told["stream"]["rows"],  # fingerprint of the examples that were read, see `data.ledger`
+        "parameters_sha256": train_step.parameters_sha256(params),
+    }
+
+
+def _examples_trained_on(config: ConfigDict, trained_on: ConfigDict) -> int | None:
+    """How many of the scored examples were trained on; None where that is another set, or not there any more."""
+    if any(config.data.get(key) != trained_on.get(key) for key in ("source", "mixture")):
+        return None
+    if os.path.realpath(config.data.root) != os.path.realpath(trained_on.root):
+        return None
+    size, split = config.model.image.image_size, config.evaluation.split
+    try:
+        trained = open_training_source(trained_on.to_dict(), size)
+    except UserError:  # its pictures may lie elsewhere by now
+        return None
+    scored = {split: (open_source(config.data.to_dict(), split, size), config.evaluation.limit)}
+    return count_trained_on(trained, scored, **counted(config.data, trained_on)).get(split)
+
+
+def counted(scored: ConfigDict, trained_on: ConfigDict) -> dict[str, Any]:
+    """Arguments of `count_trained_on` from the `data` of an evaluation and of a training."""
+    return {"part": scored.get("scored", ""), "limit": trained_on.get("limit", 0)}
+
+
+def tell_trained_on(split: str, count: int) -> None:
+    """Warns of a split of which `count` examples are trained on."""
+    if count:
+        print(
+            f"warning: {count:,} of the examples of split {split} are trained on too; their scores tell how well they "
+            "are remembered"
+        )
+
+
+def _trained_on(data: ConfigDict) -> str:
+    """SOURCE/SPLIT; of a mixture the name and split of each set."""
+    if data.mixture:
+        return " + ".join(f"{name}/{part.split}" for name, part in data.mixture.items())
+    return f"{data.source}/{data.split}"
