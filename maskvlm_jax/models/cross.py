@@ -19,6 +19,7 @@ from maskvlm_jax.models.layers import (
     Dtype,
     FeedForward,
     LayerNorm,
+    Valid,
     dropout,
     interleave,
     take,
@@ -32,19 +33,28 @@ class Memory(NamedTuple):
 
     key_ABTHK: jax.Array
     value_ABTHK: jax.Array
-    valid_BT: jax.Array | None
+    valid_BT: Valid
 
     @staticmethod
     def interleave(memories: Sequence["Memory"]) -> "Memory":
         """Several memories of as many examples each, example by example."""
         key, value = (interleave(parts, axis=1) for parts in zip(*(memory[:2] for memory in memories), strict=True))
-        valid = [memory.valid_BT for memory in memories]
-        return Memory(key, value, None if valid[0] is None else interleave(valid))
+        return Memory(key, value, interleave_valid([memory.valid_BT for memory in memories]))
 
     def gather(self, ids_P: jax.Array, shares: int = 1) -> "Memory":
         """The memories of the examples `ids_P`; `shares` as in `take_rows`."""
         key, value = (take_rows(x, ids_P, 1, shares) for x in self[:2])
-        return Memory(key, value, None if self.valid_BT is None else take_rows(self.valid_BT, ids_P, 0, shares))
+        return Memory(key, value, take_valid(self.valid_BT, ids_P, shares))
+
+
+def interleave_valid(parts: Sequence[Valid]) -> Valid:
+    """Which positions are real of several sides, example by example."""
+    return jax.tree.map(lambda *arrays: interleave(arrays), *parts)
+
+
+def take_valid(valid_BS: Valid, ids_P: jax.Array, shares: int = 1) -> Valid:
+    """Which positions are real of the examples `ids_P`; `shares` as in `take_rows`."""
+    return jax.tree.map(lambda array: take_rows(array, ids_P, 0, shares), valid_BS)
 
 
 class CrossBlock(nnx.Module):
@@ -120,9 +130,9 @@ class CrossStack(nnx.Module):
             lambda rngs: CrossBlock(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs
         )
         self.norm = LayerNorm(width, eps=1e-5, dtype=dtype) if norm == "pre" else None
-        self.depth = depth
+        self.depth, self.heads = depth, heads
 
-    def project(self, context_BTD: jax.Array, valid_BT: jax.Array | None = None) -> Memory:
+    def project(self, context_BTD: jax.Array, valid_BT: Valid = None) -> Memory:
         """Keys and values of the other modality for every layer."""
         key, value = self.blocks.map(lambda block: block.cross_attention.project(context_BTD))
         return Memory(key, value, valid_BT)

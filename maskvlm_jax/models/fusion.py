@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.models.cross import CrossStack, Memory
-from maskvlm_jax.models.layers import Positions, interleave, take_rows
+from maskvlm_jax.models.cross import CrossStack, Memory, interleave_valid, take_valid
+from maskvlm_jax.models.layers import Positions, Valid, interleave, take_rows
+from maskvlm_jax.models.primitives import First, with_even_length
 
 Keys = tuple[jax.Array | None, jax.Array | None]
 
@@ -35,9 +36,9 @@ class Side:
     def __init__(
         self,
         sequence_BSD: jax.Array,
-        valid_BS: jax.Array | None = None,
+        valid_BS: Valid = None,
         visible: Positions | None = None,
-        project: Callable[[jax.Array, jax.Array | None], Any] | None = None,
+        project: Callable[[jax.Array, Valid], Any] | None = None,
     ):
         self.sequence_BSD, self.valid_BS, self.visible, self._project = sequence_BSD, valid_BS, visible, project
 
@@ -64,7 +65,7 @@ class PairSide(NamedTuple):
 
     start_BRD: jax.Array | None
     memory: Memory | None
-    valid_BS: jax.Array | None
+    valid_BS: Valid
 
     @staticmethod
     def interleave(sides: Sequence["PairSide"]) -> "PairSide":
@@ -73,13 +74,14 @@ class PairSide(NamedTuple):
         return PairSide(
             None if start[0] is None else interleave(start),
             None if memory[0] is None else Memory.interleave(memory),
-            None if valid[0] is None else interleave(valid),
+            interleave_valid(valid),
         )
 
     def gather(self, ids_P: jax.Array, shares: int = 1) -> "PairSide":
         """The rows `ids_P`; `shares` as in `take_rows`."""
-        start, valid = (None if x is None else take_rows(x, ids_P, 0, shares) for x in (self.start_BRD, self.valid_BS))
-        return PairSide(start, None if self.memory is None else self.memory.gather(ids_P, shares), valid)
+        start = None if self.start_BRD is None else take_rows(self.start_BRD, ids_P, 0, shares)
+        memory = None if self.memory is None else self.memory.gather(ids_P, shares)
+        return PairSide(start, memory, take_valid(self.valid_BS, ids_P, shares))
 
 
 class CrossFusion(nnx.Module):
@@ -97,16 +99,16 @@ class CrossFusion(nnx.Module):
         self.text_stream = CrossStack(**stack, rngs=rngs)
 
     def image_side(self, image_BSD: jax.Array, visible: Positions | None = None) -> Side:
-        return Side(image_BSD, project=self.text_stream.project)
+        return Side(*with_even_length(image_BSD, self.text_stream.heads), project=self.text_stream.project)
 
     def text_side(self, text_BLD: jax.Array, valid_BL: jax.Array, visible: Positions | None = None) -> Side:
-        return Side(text_BLD, valid_BL, project=self.image_stream and self.image_stream.project)
+        return Side(text_BLD, First.of(valid_BL), project=self.image_stream and self.image_stream.project)
 
     def fuse(self, image: Side, text: Side, keys: Keys = (None, None)) -> Fused:
         return _CrossFused(self, image, text, keys)
 
     def pair_image(self, image: Side, key: jax.Array | None = None) -> PairSide:
-        return PairSide(self._start(self.image_stream, image, key), image.memory, None)
+        return PairSide(self._start(self.image_stream, image, key), image.memory, image.valid_BS)
 
     def pair_text(self, text: Side, key: jax.Array | None = None) -> PairSide:
         memory = text.memory if self.image_stream else None
@@ -119,7 +121,7 @@ class CrossFusion(nnx.Module):
         text_PRD = self.text_stream.finish(text.start_BRD, image.memory, text.valid_BS, first, keys[1])
         pair_PD = text_PRD[:, 0].astype(jnp.float32)
         if self.image_stream:
-            image_PRD = self.image_stream.finish(image.start_BRD, text.memory, None, first, keys[0])
+            image_PRD = self.image_stream.finish(image.start_BRD, text.memory, image.valid_BS, first, keys[0])
             pair_PD *= image_PRD[:, 0].astype(jnp.float32)
         return pair_PD
 
@@ -136,8 +138,10 @@ class _CrossFused:
         self._fusion, self._image, self._text, self._keys = fusion, image, text, keys
 
     def image(self, read_BR: jax.Array | None = None) -> jax.Array:
-        stream = self._fusion.image_stream
-        return stream(self._image.sequence_BSD, self._text.memory, None, read_BR, self._keys[0])
+        stream, image = self._fusion.image_stream, self._image
+        fused_BRD = stream(image.sequence_BSD, self._text.memory, image.valid_BS, read_BR, self._keys[0])
+        whole = read_BR is None and image.valid_BS is not None
+        return fused_BRD[:, : image.valid_BS.count] if whole else fused_BRD
 
     def text(self, read_BR: jax.Array | None = None) -> jax.Array:
         stream, text = self._fusion.text_stream, self._text

@@ -9,7 +9,7 @@ from flax import nnx
 
 from maskvlm_jax.models import primitives
 
-Dtype = primitives.Dtype
+Dtype, Valid = primitives.Dtype, primitives.Valid
 
 
 def kernel_init(std: float | None) -> Callable:
@@ -153,27 +153,27 @@ class Attention(nnx.Module):
         return self._split(self.key(context_BTD)), self._split(self.value(context_BTD))
 
     def __call__(
-        self, x_BSD: jax.Array, key_BTHK: jax.Array, value_BTHK: jax.Array, valid_BT: jax.Array | None = None
+        self, x_BSD: jax.Array, key_BTHK: jax.Array, value_BTHK: jax.Array, valid_BT: Valid = None
     ) -> jax.Array:
         """Attends from x to the keys that are valid (all of them where `valid_BT` is None); float32 softmax."""
         out_BSHK = primitives.attend(self._split(self.query(x_BSD)), key_BTHK, value_BTHK, valid_BT)
         return self.out(out_BSHK.reshape(x_BSD.shape))
 
-    def to_itself(
-        self, x_BSD: jax.Array, valid_BS: jax.Array | None = None, read_BR: jax.Array | None = None
-    ) -> jax.Array:
+    def to_itself(self, x_BSD: jax.Array, valid_BS: Valid = None, read_BR: jax.Array | None = None) -> jax.Array:
         """Attends from the positions `read_BR` of x, all where None, to all of x that is valid."""
         x_BRD = take(x_BSD, read_BR)
         if few_queries(x_BRD.shape[1], x_BSD.shape[1], heads=self.heads, width=x_BSD.shape[2]):
             return self._without_keys(x_BRD, x_BSD, valid_BS)
         return self(x_BRD, *self.project(x_BSD), valid_BS)
 
-    def _without_keys(self, x_BRD: jax.Array, context_BTD: jax.Array, valid_BT: jax.Array | None) -> jax.Array:
+    def _without_keys(self, x_BRD: jax.Array, context_BTD: jax.Array, valid_BT: Valid) -> jax.Array:
         """The same by q · (W c + b) = (Wᵀ q) · c + q · b and sum_t p_t (W c_t + b) = W (sum_t p_t c_t) + b.
 
         Queries are carried to the sequence, which is projected to no keys and values. The softmax does not see q · b.
         """
         dtype = self.query.dtype
+        if isinstance(valid_BT, primitives.First):
+            valid_BT = valid_BT.mask(context_BTD.shape[1])
         key_DHK, value_DHK = (self._split(dense.kernel[...].astype(dtype)) for dense in (self.key, self.value))
         query_BRHK, context_BTD = self._split(self.query(x_BRD)), context_BTD.astype(dtype)
         lifted_BHRD = jnp.einsum("brhk,dhk->bhrd", query_BRHK, key_DHK)
@@ -243,7 +243,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_BSD: jax.Array,
-        valid_BS: jax.Array | None = None,
+        valid_BS: Valid = None,
         key: jax.Array | None = None,
         read_BR: jax.Array | None = None,
     ) -> jax.Array:

@@ -7,6 +7,7 @@ float32 inside: in bfloat16, a sum over the tens of thousands of positions of a 
 Forward-mode differentiation is not supported.
 """
 
+import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -170,9 +171,34 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
-def attend(
-    query_BSHK: jax.Array, key_BTHK: jax.Array, value_BTHK: jax.Array, valid_BT: jax.Array | None = None
-) -> jax.Array:
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class First:
+    """Which positions are real: the first `count`, a number for all examples or one for each, (B,)."""
+
+    count: int | jax.Array
+
+    @staticmethod
+    def of(valid_BT: jax.Array) -> "First":
+        """Of booleans that are True first, as those of padded captions."""
+        return First(jnp.sum(valid_BT, axis=1, dtype=jnp.int32))
+
+    def mask(self, length: int) -> jax.Array:
+        """valid_BT, or of a number (1, T)."""
+        return jnp.arange(length) < jnp.reshape(jnp.asarray(self.count), (-1, 1))
+
+    def tree_flatten(self) -> tuple[tuple[jax.Array, ...], int | None]:
+        return ((), self.count) if isinstance(self.count, int) else ((self.count,), None)
+
+    @classmethod
+    def tree_unflatten(cls, count: int | None, leaves: tuple[jax.Array, ...]) -> "First":
+        return cls(leaves[0] if count is None else count)
+
+
+Valid = jax.Array | First | None  # which positions are real: (B, T) booleans, the first ones, or all
+
+
+def attend(query_BSHK: jax.Array, key_BTHK: jax.Array, value_BTHK: jax.Array, valid_BT: Valid = None) -> jax.Array:
     """softmax(Q Kᵀ / sqrt(K)) V of every head (arXiv 1706.03762); keys that are not valid get no weight.
 
     A row without a valid key attends to all alike. Keeps queries, keys and values; the weights only where
@@ -181,8 +207,10 @@ def attend(
     Returns:
         out_BSHK, of the values' type.
     """
-    if valid_BT is None and fused_by_cudnn(query_BSHK, key_BTHK):
-        return _attend_by_cudnn(query_BSHK, key_BTHK, value_BTHK)
+    if not isinstance(valid_BT, jax.Array) and fused_by_cudnn(query_BSHK.dtype, *key_BTHK.shape[1::2]):
+        return _attend_by_cudnn(query_BSHK, key_BTHK, value_BTHK, valid_BT)
+    if isinstance(valid_BT, First):
+        valid_BT = valid_BT.mask(key_BTHK.shape[1])
     return _attend(query_BSHK, key_BTHK, value_BTHK, valid_BT)
 
 
@@ -197,27 +225,46 @@ def compute_capability() -> float:
         return 0.0
 
 
-def fused_by_cudnn(query_BSHK: jax.Array, key_BTHK: jax.Array) -> bool:
-    """Whether cuDNN computes this attention, in one kernel that writes no weights.
+def fused_by_cudnn(dtype: Dtype, keys: int, size: int) -> bool:
+    """Whether cuDNN computes attention over so many keys of this size, in one kernel that writes no weights.
 
     It does so in 16 bits on NVIDIA's GPUs since Ampere. Over few keys the weights are small; where the plain products
     are as fast has not been measured.
     """
-    keys, size = key_BTHK.shape[1], key_BTHK.shape[3]
     return (
         compute_capability() >= 8.0
-        and query_BSHK.dtype in (jnp.bfloat16, jnp.float16)
+        and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
         and keys >= FEWEST_FUSED_KEYS
         and size % 8 == 0
         and size <= 128
     )
 
 
-def _attend_by_cudnn(query_BSHK: jax.Array, key_BTHK: jax.Array, value_BTHK: jax.Array) -> jax.Array:
-    """Lengths are made even by a row of zeros: JAX takes no odd one where gradients are wanted (197 patches, say)."""
+def with_even_length(x_BSD: jax.Array, heads: int) -> tuple[jax.Array, First | None]:
+    """x as cuDNN's attention reads it without a copy, and which of its positions are real.
+
+    JAX takes no odd length there where gradients are wanted, and a picture's class token makes one: a position of zeros
+    is added at the end. Elsewhere x stays as it is.
+    """
+    length, width = x_BSD.shape[1:]
+    if length % 2 == 0 or not fused_by_cudnn(x_BSD.dtype, length, width // heads):
+        return x_BSD, None
+    return _padded_to_even(x_BSD), First(length)
+
+
+def _padded_to_even(x: jax.Array) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), *[(0, 0)] * (x.ndim - 2)))
+
+
+def _attend_by_cudnn(
+    query_BSHK: jax.Array, key_BTHK: jax.Array, value_BTHK: jax.Array, valid: First | None
+) -> jax.Array:
     (rows, queries), keys = query_BSHK.shape[:2], key_BTHK.shape[1]
-    even = [jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (query_BSHK, key_BTHK, value_BTHK)]
-    lengths = jnp.full((rows,), keys, jnp.int32) if keys % 2 else None
+    even = [_padded_to_even(x) for x in (query_BSHK, key_BTHK, value_BTHK)]
+    lengths = None
+    if valid is not None or keys % 2:
+        # Of none at all cuDNN would make no numbers.
+        lengths = jnp.maximum(jnp.broadcast_to(keys if valid is None else valid.count, (rows,)), 1).astype(jnp.int32)
     out = jax.nn.dot_product_attention(*even, key_value_seq_lengths=lengths, implementation="cudnn")
     return out[:, :queries]
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from maskvlm_jax.sharding import split_rows
 
@@ -52,7 +53,7 @@ class Stack(nnx.Module):
         graphdef, state = nnx.split(self.layer(index))
 
         def run(state, *arguments):
-            return split_rows(apply(nnx.merge(graphdef, state), *arguments))
+            return _placed(apply(nnx.merge(graphdef, state), *arguments))
 
         policy = REMAT_POLICIES[self.remat]
         return (run if policy is None else jax.checkpoint(run, policy=policy))(state, *arguments)
@@ -67,7 +68,7 @@ class Stack(nnx.Module):
 
         def body(carry, layer):
             state, x = layer
-            return split_rows(apply(nnx.merge(graphdef, state), split_rows(carry), x)), None
+            return _placed(apply(nnx.merge(graphdef, state), _placed(carry), x)), None
 
         policy = REMAT_POLICIES[self.remat]
         body = body if policy is None else jax.checkpoint(body, policy=policy, prevent_cse=self.unroll)
@@ -78,6 +79,18 @@ class Stack(nnx.Module):
         """apply(block) of every layer, results stacked on a leading layer axis."""
         results = [apply(self.layer(i)) for i in range(self.depth)]
         return jax.tree.map(lambda *x: jnp.stack(x), *results)
+
+
+def _placed(x_BSD: jax.Array) -> jax.Array:
+    """The residual stream as blocks want it: its rows split over devices, each position's vector in one piece.
+
+    XLA would lay it out by what reads it at the end. Where two views are cut out of one batch it chose, for an H100,
+    (position, width, example), and every product turned it and back.
+    """
+    x_BSD = split_rows(x_BSD)
+    if jax.default_backend() != "gpu":
+        return x_BSD
+    return with_layout_constraint(x_BSD, Layout(major_to_minor=tuple(range(x_BSD.ndim))))
 
 
 def layer_keys(key: jax.Array | None, depth: int) -> jax.Array | None:

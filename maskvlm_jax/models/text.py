@@ -6,6 +6,7 @@ from flax import nnx
 
 from maskvlm_jax.models.layers import TOKEN_STD, Block, Dtype, LayerNorm, dropout, token_init
 from maskvlm_jax.models.positions import waves
+from maskvlm_jax.models.primitives import First
 from maskvlm_jax.models.stack import Stack, layer_keys
 
 
@@ -66,11 +67,15 @@ class TextEncoder(nnx.Module):
         return self.embedding[...][self.mask_id]
 
     def __call__(self, tokens_BL: jax.Array, valid_BL: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Encodes token ids to text_BLD; padding (valid False) is attended by no position. `key` draws dropout."""
+        """Encodes token ids to text_BLD; padding (valid False) is attended by no position. `key` draws dropout.
+
+        Padding stands at the end.
+        """
         key, block_key = (None, None) if key is None else jax.random.split(key)
         length = tokens_BL.shape[1]
         x_BLD = (self.embedding[...][tokens_BL] + self.position[...][:, :length]).astype(self.dtype)
         x_BLD = dropout(self.embedding_norm(x_BLD), self.dropout, key)
         keys = layer_keys(block_key, self.blocks.depth)
-        x_BLD = self.blocks.scan(lambda block, x, key: block(x, valid_BL, key), x_BLD, keys)
+        valid = First.of(valid_BL)
+        x_BLD = self.blocks.scan(lambda block, x, key: block(x, valid, key), x_BLD, keys)
         return x_BLD if self.norm is None else self.norm(x_BLD)

@@ -154,7 +154,7 @@ class ImageEncoder(nnx.Module):
         self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
         self.norm = LayerNorm(width, eps=1e-6, dtype=dtype)
         self.patch, self.patches, self.width, self.dropout, self.dtype = patch, patches, width, dropout, dtype
-        self.hidden, self.class_tokens = hidden, int(class_token)
+        self.hidden, self.class_tokens, self.heads = hidden, int(class_token), heads
 
     def __call__(
         self,
@@ -195,7 +195,10 @@ class ImageEncoder(nnx.Module):
             x_BSD = jnp.concatenate([start_B1D, x_BSD], axis=1)
         x_BSD = dropout(x_BSD, self.dropout, key)
         keys = layer_keys(block_key, self.blocks.depth)
-        x_BSD = self.norm(self.blocks.scan(lambda block, x, key: block(x, key=key), x_BSD, keys))
+        length = x_BSD.shape[1]
+        x_BSD, valid = primitives.with_even_length(x_BSD, self.heads)
+        x_BSD = self.blocks.scan(lambda block, x, key: block(x, valid, key), x_BSD, keys)
+        x_BSD = self.norm(x_BSD[:, :length])
         if drop:
             slots_BND = restore(x_BSD[:, self.class_tokens :], visible, self.patches, token)
             hidden_BND = jnp.where(masked_BN[:, :, None], slots_BND + patch_BND, slots_BND)

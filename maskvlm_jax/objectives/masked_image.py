@@ -14,6 +14,7 @@ from flax import nnx
 from maskvlm_jax.context import Context
 from maskvlm_jax.models.cross import CrossStack
 from maskvlm_jax.models.layers import Dense, Positions
+from maskvlm_jax.models.primitives import First, with_even_length
 from maskvlm_jax.models.vision import patchify
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives import base
@@ -64,7 +65,8 @@ class Objective(base.Objective):
     ):
         self.decoder = CrossStack(**decoder, **shared, rngs=rngs) if decoder["depth"] else None
         outputs = 3 * vlm.image_encoder.patch**2
-        self.to_pixels = Dense(decoder["width"], outputs, init_std=shared["init_std"], exact=True, rngs=rngs)
+        common = {name: shared[name] for name in ("init_std", "dtype")}
+        self.to_pixels = Dense(decoder["width"], outputs, out="float32", **common, rngs=rngs)
         self.other, self.norm, self.patch = other, norm, vlm.image_encoder.patch
         self.views = {"image": frozenset({"masked"}), "text": frozenset({other})}
 
@@ -72,12 +74,13 @@ class Objective(base.Objective):
         """pred_BMF, normalised pixels of the masked patches, and which patches they are."""
         positions = ctx.masked_patches
         if self.decoder is None:
-            return self.to_pixels(ctx.fuse_masked_patches(self.other).astype(jnp.float32)), positions
-        memory = self.decoder.project(ctx.text(self.other), ctx.batch["token_valid"])
+            return self.to_pixels(ctx.fuse_masked_patches(self.other)), positions
+        memory = self.decoder.project(ctx.text(self.other), First.of(ctx.batch["token_valid"]))
         fused_BSD = ctx.fuse_image("masked", self.other)
         read_BM = positions.ids_BM + fused_BSD.shape[1] - ctx.batch["image_masked"].shape[1]  # behind a class token
-        decoded_BMD = self.decoder(fused_BSD, memory, None, read_BM, ctx.key("image_decoder"))
-        return self.to_pixels(decoded_BMD.astype(jnp.float32)), positions
+        fused_BSD, valid_BS = with_even_length(fused_BSD, self.decoder.heads)
+        decoded_BMD = self.decoder(fused_BSD, memory, valid_BS, read_BM, ctx.key("image_decoder"))
+        return self.to_pixels(decoded_BMD), positions
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         pred_BMF, positions = self.predict(ctx)

@@ -1,5 +1,7 @@
 """Primitives with backward passes of their own against autodiff of the plain formulas."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,12 +77,41 @@ def test_attention(dtype, padded, keys):
     assert_same(primitives.attend, plain_attention, arguments, dtype, others)
 
 
+LENGTHS = {
+    "all": lambda keys: None,
+    "as many of each": lambda keys: primitives.First(keys - 1),
+    "another number of each": lambda keys: primitives.First(jnp.array([keys, 1, keys // 2])),
+}
+
+
+def attend_first(query, key, value, valid, *, attend):
+    """`attend` told by a mask."""
+    valid = None if valid is None else jnp.broadcast_to(valid.mask(key.shape[1]), key.shape[:2])
+    return attend(query, key, value, valid)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_attention_to_the_first_positions(lengths):
+    arguments = [normal(3, 5, 2, 4), normal(3, 6, 2, 4, seed=1), normal(3, 6, 2, 4, seed=2)]
+    plain = functools.partial(attend_first, attend=plain_attention)
+    assert_same(primitives.attend, plain, arguments, "float32", [LENGTHS[lengths](6)])
+
+
+def test_the_first_positions_are_a_tree_that_is_traced_where_they_are_an_array():
+    assert jax.tree.leaves(primitives.First(3)) == []
+    assert jax.jit(lambda first: first.count == 3)(primitives.First(3))  # a number is known when it is traced
+    first = primitives.First.of(jnp.array([[True, True, False], [True, False, False]]))
+    np.testing.assert_array_equal(jax.jit(lambda first: first.mask(3))(first), [[1, 1, 0], [1, 0, 0]])
+
+
 @pytest.mark.skipif(primitives.compute_capability() < 8.0, reason="needs an NVIDIA GPU: cuDNN")
-@pytest.mark.parametrize(("queries", "keys"), [(197, 197), (30, 197), (1, 64)])
-def test_attention_by_cudnn(queries, keys):
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(("queries", "keys"), [(197, 197), (30, 197), (1, 64), (197, 30), (30, 30), (1, 31)])
+def test_attention_by_cudnn(queries, keys, lengths):
     arguments = [normal(3, queries, 2, 64), normal(3, keys, 2, 64, seed=1), normal(3, keys, 2, 64, seed=2)]
-    assert primitives.fused_by_cudnn(*(x.astype("bfloat16") for x in arguments[:2]))
-    assert_same(primitives.attend, plain_attention, arguments, "bfloat16")
+    assert primitives.fused_by_cudnn("bfloat16", keys, 64)
+    plain = functools.partial(attend_first, attend=plain_attention)
+    assert_same(primitives.attend, plain, arguments, "bfloat16", [LENGTHS[lengths](keys)])
 
 
 def test_attention_keeps_the_smaller_of_weights_and_projections():

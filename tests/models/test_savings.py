@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from maskvlm_jax.context import Context
+from maskvlm_jax.models import primitives
 from maskvlm_jax.models.cross import CrossStack, Memory
 from maskvlm_jax.models.layers import Block, take
 from maskvlm_jax.models.stack import Stack, layer_keys
@@ -211,6 +212,24 @@ def test_predictions_at_masked_positions_are_all_predictions_gathered(both, name
 
 def test_gradients_with_every_saving_are_those_without(shallow):
     toy.assert_trees_close(shallow[0][1], shallow[1][1], TOLERANCE)
+
+
+def test_sequences_of_even_length_and_layouts_for_a_gpu_change_no_number(shallow, monkeypatch):
+    padded = []
+
+    def stand_in(query_BSHK, key_BTHK, value_BTHK, valid):
+        padded.append((query_BSHK.shape[1], key_BTHK.shape[1]))
+        mask = None if valid is None else jnp.broadcast_to(valid.mask(key_BTHK.shape[1]), key_BTHK.shape[:2])
+        return primitives._attend(query_BSHK, key_BTHK, value_BTHK, mask)
+
+    monkeypatch.setattr(primitives, "fused_by_cudnn", lambda *_: True)
+    monkeypatch.setattr(primitives, "_attend_by_cudnn", stand_in)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    pretrainer = toy.pretrainer(depth=1, objectives={"masked_text": {"tie": True}})
+    values, gradients = values_and_gradients(pretrainer, partial(saved, batch=toy.batch()), compiled=True)
+    toy.assert_trees_close(values, shallow[0][0], TOLERANCE)
+    toy.assert_trees_close(gradients, shallow[0][1], TOLERANCE)
+    assert {keys for _, keys in padded} == {toy.LENGTH, 2 + toy.PATCHES}  # none of 1 + toy.PATCHES, which is odd
 
 
 def test_a_context_computes_every_memory_once(monkeypatch):
