@@ -134,7 +134,8 @@ def _set_block(name: str) -> ConfigDict:
             "tokenizer_captions": 200_000,  # captions it is trained on at most
             "modality_dropout": 0.0,  # share of the examples that lose their picture or, as often, their words
             "text_buckets": (),  # text lengths a batch may be cut to; each compiles a step of its own
-            "workers": 0,  # processes that prepare batches; 0 = threads of the main process
+            # Processes that prepare batches; 0 = threads of the main process, -1 = by the cores beside an accelerator.
+            "workers": -1,
             "threads": 1,
             "augment": {
                 "crop_scale": (0.2, 1.0),
@@ -168,17 +169,15 @@ def _set_block(name: str) -> ConfigDict:
     elif name == "coco":
         data.root = "data/coco"
         data.captions = "dataset_coco.json"  # Karpathy's split; names each picture's folder
-        data.workers = 8
     elif name == "flickr30k":
         data.root = "data/flickr30k"
         data.images, data.captions = "flickr30k-images", "dataset_flickr30k.json"  # Karpathy's split
     elif name == "vg":
         data.root = "data/vg"
         data.captions = "region_descriptions.json"  # image_data.json beside it names each picture's folder
-        data.workers = 8
     elif name in ("sbu", "cc3m"):
         data.root = f"data/{name}"
-        data.source, data.splits, data.workers = "webdataset", ConfigDict({"train": "*.tar"}), 8
+        data.source, data.splits = "webdataset", ConfigDict({"train": "*.tar"})
     elif name in ("webdataset", "parquet"):
         ending = {"webdataset": "tar", "parquet": "parquet"}[name]
         data.root, data.source = "data", name

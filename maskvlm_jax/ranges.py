@@ -42,6 +42,7 @@ INSIDE_ONE = Range(0, 1, (False, False))
 RANGES = {
     r"mesh\.data": SIZE_OR_AUTO,
     r"eval_every": SIZE_OR_AUTO,
+    r"data(\.mixture\.[^.]+)?\.workers": Range(0, also=-1),
     r"optim\.warmup_steps": Range(0, also=-1),
     r"(image_size|patch|width|heads|mlp_ratio|vocab_size|channels|image_cell|accumulate|fsdp|mesh\.model)": SIZE,
     r"max_length": Range(3),  # start token, one token, end token

@@ -296,7 +296,7 @@ def _stream(
         start=start,
         stop=config.steps,
         limit=config.data.get("limit", 0),
-        workers=config.data.workers,
+        workers=host.worker_processes(config.data.workers, accelerator=jax.default_backend() != "cpu"),
         threads=config.data.threads,
         rows=rows.tolist(),
     )

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -63,9 +64,14 @@ def test_a_process_that_starts_anew_keeps_its_number_and_its_arguments():
     assert told == [process.pid, "glibc.malloc.hugetlb=1", ["a b", "--c=d"]]
 
 
-def prepared(monkeypatch, plugins: list[str], flags: str = "", threefry: str = "", **options) -> list[str]:
+def prepared(
+    monkeypatch, plugins: list[str], flags: str = "", threefry: str = "", kept: bool = False, **options
+) -> list[str]:
     """XLA_FLAGS after `prepare_accelerator`, where JAX has these plugins."""
     monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "absent")  # so that it is put back
+    if not kept:
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("JAX_THREEFRY_GPU_KERNEL_LOWERING", threefry or "absent")  # so that it is put back
     if not threefry:
         monkeypatch.delenv("JAX_THREEFRY_GPU_KERNEL_LOWERING")
@@ -89,12 +95,35 @@ def test_flags_are_for_nvidia_alone_and_never_in_the_users_way(monkeypatch):
     assert os.environ["JAX_THREEFRY_GPU_KERNEL_LOWERING"] == "1"
 
 
+def test_compiled_programs_are_kept_where_the_user_says_or_in_a_folder_of_theirs(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    prepared(monkeypatch, ["libtpu"])
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    prepared(monkeypatch, ["xla_cuda13"])
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "maskvlm_jax" / "compiled")
+    prepared(monkeypatch, ["xla_cuda13"], kept=True)
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "absent"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert host.compiled_programs() == Path.home() / ".cache" / "maskvlm_jax" / "compiled"
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "accelerator", "processes"),
+    [(-1, 16, True, 14), (-1, 64, True, 16), (-1, 1, True, 0), (-1, 16, False, 0), (3, 16, False, 3), (0, 16, True, 0)],
+)
+def test_worker_processes_are_chosen_by_the_cores_beside_an_accelerator(
+    asked, cores, accelerator, processes, monkeypatch
+):
+    monkeypatch.setattr(host, "cores", lambda: cores)
+    assert host.worker_processes(asked, accelerator=accelerator) == processes
+
+
 @pytest.mark.parametrize(("threefry", "told"), [("", [True]), ("0", []), ("1", [])])
 def test_how_numbers_are_drawn_is_told_to_a_jax_that_is_there_and_left_as_it_was_asked_for(monkeypatch, threefry, told):
     heard = []
     jax = SimpleNamespace(config=SimpleNamespace(update=lambda name, value: heard.append(value)))
     monkeypatch.setitem(sys.modules, "jax", jax)
-    prepared(monkeypatch, ["xla_cuda13"], threefry=threefry)
+    prepared(monkeypatch, ["xla_cuda13"], threefry=threefry, kept=True)
     assert heard == told and os.environ["JAX_THREEFRY_GPU_KERNEL_LOWERING"] == (threefry or "1")
 
 
