@@ -5,22 +5,28 @@
 
 A part is a command that prints JSON on its last line. Results go to OUT/results.jsonl as soon as they are there, all
 else that is printed to OUT/log.txt; a part that is there already is not run again, one that failed is. What is timed
-runs alone, the most wanted first; what is not, as many side by side as cores allow: each compiles for a minute.
+compiles side by side, a minute each, and takes its time alone, the others stopped (`command.wait_for_turn`).
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import command
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
@@ -48,6 +54,7 @@ class Part(NamedTuple):
     command: list[str]
     limit: int
     environment: dict[str, str] = {}  # noqa: RUF012
+    in_turns: bool = False  # whether it waits for its turn before it takes its time
 
 
 def script(name: str, *flags: object) -> list[str]:
@@ -65,10 +72,7 @@ def parts(args: argparse.Namespace) -> list[list[Part]]:
     toy_set, toy_flag = ([word for value in toy for word in (flag, value)] for flag in ("--set", "--flag"))
 
     def step(name: str, *flags: object) -> Part:
-        # Alone, it may take the card's memory at once, as training does.
-        return Part(
-            f"step/{name}", script("train_step", *flags, *steps), 200, {"XLA_PYTHON_CLIENT_PREALLOCATE": "true"}
-        )
+        return Part(f"step/{name}", script("train_step", *flags, *steps), 400, in_turns=True)
 
     def ours(size: int, **values: object) -> Part:
         settings = [text for key, value in values.items() for text in ("--set", f"model.shared.{key}={value}")]
@@ -78,8 +82,8 @@ def parts(args: argparse.Namespace) -> list[list[Part]]:
 
     def torch(size: int) -> Part:
         flags = ["--shape", shape, "--batch-size", size, "--steps", 2 if dry else 10, "--dtype", "bfloat16"]
-        flags += [] if dry else ["--device", "cuda", "--compile"]
-        return Part(f"torch/{shape},{size}", script("torch_step", *flags), 240)
+        flags += [] if dry else ["--device", "cuda", "--compile", "blocks"]
+        return Part(f"torch/{shape},{size}", script("torch_step", *flags), 400, in_turns=True)
 
     golden = (out / "golden.npz").absolute()
     sizes = ["--size", "tiny", *toy_set] if dry else ["--size", "mini", "--set", "batch_size=32"]
@@ -110,14 +114,15 @@ def parts(args: argparse.Namespace) -> list[list[Part]]:
         flags += toy_flag if dry else ["--flag", "batch_size=256"]
         run = script("short_runs", "feed", "--structure", structure, "--steps", 8 if dry else 80, *flags, "--json")
         feeds.append(Part(f"feed/{structure}", run, 150))
-    beside = [torch(size)] if importlib.util.find_spec("torch") else []
-    timed = [ours(size, unroll=True), *beside, *(feeds if args.photographs else [])]
+    beside = [torch(size)] if importlib.util.find_spec("torch") else []  # first: it holds the most memory
+    timed = [*beside, ours(size, unroll=True)]
+    feeds = feeds if args.photographs else []
     if dry:  # for a machine of few cores
-        return [[part] for part in (*timed, reference, *untimed)]
+        return [timed, *([part] for part in (*feeds, reference, *untimed))]
+    timed += [ours(256, unroll=True), ours(size)]
+    timed += [step(f"{name},1024", "--size", name, "--batch-size", 1024) for name in ("mini", "small")]
     plain = step(f"{shape},{size},plain attention", "--shape", shape, "--batch-size", size, "--plain-attention")
-    more = [ours(size), plain, ours(256, unroll=True), ours(512, remat="dots")]
-    more += [step(f"{name},1024", "--size", name, "--batch-size", 1024) for name in ("mini", "small")]
-    return [*([part] for part in timed), [reference], untimed, *([part] for part in more)]
+    return [timed, *([part] for part in feeds), [reference], untimed, [plain, ours(512, remat="dots")]]
 
 
 class Results:
@@ -125,6 +130,7 @@ class Results:
 
     def __init__(self, out: Path):
         self._path, self._lock = out / "results.jsonl", threading.Lock()
+        self._running: dict[str, int] = {}
         self.log = (out / "log.txt").open("a")
 
     def read(self) -> dict[str, dict[str, Any]]:
@@ -138,6 +144,7 @@ class Results:
         environment = {**os.environ, **part.environment}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
         with subprocess.Popen(part.command, cwd=ROOT, env=environment, start_new_session=True, **pipes) as process:
+            self._running[part.name] = process.pid
             try:
                 out, errors = process.communicate(timeout=part.limit)
                 status = str(process.returncode)
@@ -145,6 +152,7 @@ class Results:
                 os.killpg(process.pid, signal.SIGKILL)  # with all that it started, which would slow the others
                 out, errors = process.communicate()
                 status = f"longer than {part.limit} s"
+            del self._running[part.name]
         line = {"part": part.name, "seconds": round(time.monotonic() - began, 1)}
         try:
             line |= {"result": json.loads(out.splitlines()[-1])} if status == "0" else {"failed": status}
@@ -157,6 +165,34 @@ class Results:
                 file.write(json.dumps(line) + "\n")
             told = f"failed: {line['failed']}" if "failed" in line else "done"
             print(f"{part.name:44}{line['seconds']:7.1f} s  {told}", flush=True)
+
+    def take_turns(self, parts: list[Part], patience: float) -> None:
+        """Runs parts that compile side by side; each takes its time while the others are stopped.
+
+        Args:
+            patience: seconds after which those that are ready no longer wait for the others.
+        """
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(1, len(parts))) as pool:
+            turns = {part.name: Path(folder) / str(i) for i, part in enumerate(parts)}
+            runs = {
+                part.name: pool.submit(self.run, part._replace(environment={command.TURN: str(turns[part.name])}))
+                for part in parts
+            }
+            while waiting := [name for name, run in runs.items() if not run.done()]:
+                ready = [name for name in waiting if turns[name].with_suffix(".ready").exists()]
+                if ready and (ready == waiting or time.monotonic() - began > patience):
+                    self._signal(signal.SIGSTOP, set(waiting) - {ready[0]})
+                    turns[ready[0]].with_suffix(".go").touch()
+                    runs[ready[0]].result()
+                    self._signal(signal.SIGCONT, set(waiting) - {ready[0]})
+                time.sleep(0.2)
+
+    def _signal(self, number: int, names: set[str]) -> None:
+        """Sends a signal to parts that run, and all that they started."""
+        for pid in [pid for name, pid in self._running.items() if name in names]:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, number)
 
 
 def measure(args: argparse.Namespace) -> int:
@@ -174,7 +210,8 @@ def measure(args: argparse.Namespace) -> int:
         if time.monotonic() - began > args.seconds:
             print("no time left for", ", ".join(part.name for part in left))
             continue
-        list(pool.map(results.run, left))
+        results.take_turns([part for part in left if part.in_turns], patience=200)
+        list(pool.map(results.run, [part for part in left if not part.in_turns]))
     wanted = [part.name for wave in parts(args) for part in wave if not args.only or part.name in args.only]
     there = results.read()
     left = sum("result" not in there.get(name, {}) for name in wanted)
@@ -209,7 +246,7 @@ def tables(results: dict[str, dict[str, Any]]) -> Iterator[str]:
         for name, x in steps.items():
             memory = (x["device_peak_mib"] or 0) / 1024
             yield (
-                f"| {name}, {x['dtype']} | {x['pairs_per_second']:,.0f} | {1e3 * x['step_seconds']['median']:.1f} | "
+                f"| {name}, {x['dtype']} | {x['pairs_per_second']:,.0f} | {1e3 * x['seconds_in_a_row']:.1f} | "
                 f"{x['gflops'] / 1e3:.1f} | {x['matmul_ratio']:.1%} of {x['matmul_gflops'] / 1e3:.0f} | {memory:.1f} | "
                 f"{x['compile_seconds']:.0f} |"
             )
@@ -222,7 +259,7 @@ def tables(results: dict[str, dict[str, Any]]) -> Iterator[str]:
             memory = (x["device_peak_mib"] or 0) / 1024
             yield (
                 f"| {name}, torch {x['torch']} | {x['pairs_per_second']:,.0f} | "
-                f"{1e3 * x['step_seconds']['median']:.1f} | {memory:.1f} | {best / x['pairs_per_second']:.2f} |"
+                f"{1e3 * x['seconds_in_a_row']:.1f} | {memory:.1f} | {best / x['pairs_per_second']:.2f} |"
             )
         yield ""
     numerics = {name: x for name, x in of("numerics").items() if "gradients" in x}

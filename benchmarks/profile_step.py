@@ -1,11 +1,13 @@
-"""Where the time of a training step goes on a CPU, by kind of operation.
+"""Where the time of a training step goes on a CPU or an NVIDIA GPU, by kind of operation.
 
     python benchmarks/profile_step.py --shape torch-tiny
     python benchmarks/profile_step.py --shape torch-small --set model.shared.unroll=True
+    python benchmarks/profile_step.py --shape torch-base --set batch_size=128 --set model.shared.dtype=bfloat16
 
-Steps run under JAX's profiler, which tells for every thread when each kernel of the compiled program was on it. A
-kernel's kind is read from the program. Threads that help with a product are not told: what no kernel accounts for of
-all cores' time is theirs, or waiting.
+Steps run under JAX's profiler. On a CPU it tells for every thread when each kernel of the compiled program was on it,
+and a kernel's kind is read from the program. Threads that help with a product are not told: what no kernel accounts for
+of all cores' time is theirs, or waiting. On a GPU it tells when each kernel ran, and the kind is read from its name;
+what is left of the step is time in which the card had nothing to do.
 """
 
 import argparse
@@ -39,6 +41,16 @@ KINDS = (
     ("sums over rows and along them", r" reduce\(", r"/reduce_"),
 )
 OTHER = "other element-wise work and copies"
+# The same of a GPU, whose kernels have the names of libraries and of XLA's fusions.
+GPU_KINDS = (
+    ("attention by cuDNN", r"sdpa|fmha|flash|mha_"),
+    (PRODUCTS, r"gemm|nvjet|cutlass|xmma|gemv|splitk|cublas"),
+    ("transposes", r"transpose"),
+    ("gathers and scatters", r"gather|scatter"),
+    ("fusions that end in sums: norms, softmax, gradients of biases", r"reduce"),
+    ("copies", r"memcpy|memset|copy|pad|slice|concatenate"),
+)
+IDLE = "nothing on the card"
 
 
 def kinds(program: str) -> dict[str, str]:
@@ -87,15 +99,39 @@ def traced(folder: Path) -> collections.Counter:
     return total
 
 
+def traced_gpu(folder: Path) -> collections.Counter:
+    """Seconds of each kernel on the first GPU, by its name; `IDLE` is what no kernel ran of the time between."""
+    (path,) = folder.rglob("*.xplane.pb")
+    plane = next(
+        plane for plane in jax.profiler.ProfileData.from_file(str(path)).planes if plane.name.startswith("/device:GPU")
+    )
+    streams = [line for line in plane.lines if line.name.startswith("Stream")]
+    events = sorted((event.start_ns, event.duration_ns, event.name) for line in streams for event in line.events)
+    total, ended = collections.Counter(), events[0][0]
+    for start, duration, name in events:
+        total[name] += duration / 1e9
+        total[IDLE] += max(0, start - ended) / 1e9
+        ended = max(ended, start + duration)
+    return total
+
+
+def gpu_kind(name: str) -> str:
+    """The kind of a kernel of this name."""
+    if name == IDLE:
+        return IDLE
+    return next((kind for kind, pattern in GPU_KINDS if re.search(pattern, name, re.IGNORECASE)), OTHER)
+
+
 def run(config: ConfigDict, steps: int) -> dict[str, Any]:
-    """Milliseconds of a step by kind, of all cores together.
+    """Milliseconds of a step by kind: of all cores together, or of the GPU.
 
     Raises:
-        UserError: a device other than a CPU, whose profile has other lines; or values that do not fit together.
+        UserError: another device, whose profile has other lines; or values that do not fit together.
     """
     configs.check(config)
-    if jax.default_backend() != "cpu":
-        raise UserError("this profile is of a CPU; on other devices open jax.profiler.trace with XProf")
+    backend = jax.default_backend()
+    if backend not in ("cpu", "gpu"):
+        raise UserError("this profile is of a CPU or a GPU; on other devices open jax.profiler.trace with XProf")
     step, state, batch, _ = train_step.compile_step(config)
     of_kernel = kinds(step.as_text())
     for _ in range(2):
@@ -106,25 +142,29 @@ def run(config: ConfigDict, steps: int) -> dict[str, Any]:
             for _ in range(steps):
                 state, _ = jax.block_until_ready(step(state, batch))
             seconds = (time.perf_counter() - start) / steps
-        kernels = traced(Path(folder))
+        kernels = traced(Path(folder)) if backend == "cpu" else traced_gpu(Path(folder))
     by_kind = collections.Counter()
     for name, spent in kernels.items():
-        if name in of_kernel:
-            by_kind[of_kernel[name]] += spent / steps
-    all_cores = host.cores() * seconds
-    by_kind[REST] = all_cores - sum(by_kind.values())
+        kind = of_kernel.get(name) if backend == "cpu" else gpu_kind(name)
+        if kind:
+            by_kind[kind] += spent / steps
+    cores = host.cores() if backend == "cpu" else 1
+    by_kind[REST if backend == "cpu" else IDLE] += cores * seconds - sum(by_kind.values())
     return {
-        "cores": host.cores(),
+        "cores": cores,
+        "device": jax.devices()[0].device_kind,
         "step_milliseconds": 1e3 * seconds,
         "core_milliseconds": {kind: 1e3 * value for kind, value in by_kind.most_common()},
+        "kernels": [[name, 1e3 * spent / steps] for name, spent in kernels.most_common(40)],
     }
 
 
 def table(result: dict[str, Any]) -> str:
     """The measurements as a table in Markdown."""
     total = sum(result["core_milliseconds"].values())
-    head = f"| {result['step_milliseconds']:,.0f} ms a step, {result['cores']} cores | core-ms | |"
-    rows = [f"| {kind} | {value:,.0f} | {value / total:.1%} |" for kind, value in result["core_milliseconds"].items()]
+    where = f"{result['cores']} cores | core-ms" if result["device"] == "cpu" else f"{result['device']} | ms"
+    head = f"| {result['step_milliseconds']:,.0f} ms a step, {where} | |"
+    rows = [f"| {kind} | {value:,.1f} | {value / total:.1%} |" for kind, value in result["core_milliseconds"].items()]
     return "\n".join([head, "|---|---|---|", *rows])
 
 
@@ -139,6 +179,7 @@ def main() -> int:
     if args.steps < 1:
         parser.error("--steps must be 1 or more")
     host.quiet_libraries()
+    host.prepare_accelerator()
     config = train_step.chosen_config(args)
 
     def measure() -> dict[str, Any]:

@@ -301,6 +301,30 @@ def test_an_accelerators_numbers_are_held_against_a_cpus(measured):
     assert "| gradient, fusion |" in again.stdout
 
 
+TAKES_ITS_TIME = """
+import json, sys, time
+from benchmarks.command import wait_for_turn
+time.sleep(float(sys.argv[1]))
+wait_for_turn()
+began = time.time()
+time.sleep(0.5)
+print(json.dumps([began, time.time()]))
+"""
+
+
+def test_what_is_timed_compiles_beside_others_and_takes_its_time_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    results = accelerator.Results(tmp_path)
+    # The second is ready first and waits; the third ends without its turn.
+    commands = {"slow": [TAKES_ITS_TIME, "0.5"], "quick": [TAKES_ITS_TIME, "0"], "broken": ["raise SystemExit(3)"]}
+    parts = [accelerator.Part(name, [sys.executable, "-c", *x], 20, in_turns=True) for name, x in commands.items()]
+    results.take_turns(parts, patience=20)
+    found = results.read()
+    assert found["broken"]["failed"] == "3"
+    (first, ended), (began, _) = sorted(found[name]["result"] for name in ("slow", "quick"))
+    assert first < ended <= began
+
+
 def test_a_part_that_failed_is_told():
     tables = accelerator.tables({"tests": {"part": "tests", "seconds": 1.0, "failed": "longer than 150 s"}})
     assert list(tables) == ["failed: tests: longer than 150 s"]
