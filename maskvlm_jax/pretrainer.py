@@ -135,8 +135,9 @@ class Pretrainer(nnx.Module):
         )
         total, metrics = jnp.zeros((), jnp.float32), {}
         for label, weight in self.weights:
-            loss_B, values = self.objectives[label](ctx, jax.random.fold_in(key, zlib.crc32(label.encode())))
-            loss = jnp.mean(loss_B)
+            with jax.named_scope(label):  # a profile tells the losses apart
+                loss_B, values = self.objectives[label](ctx, jax.random.fold_in(key, zlib.crc32(label.encode())))
+                loss = jnp.mean(loss_B)
             total += weight * loss
             metrics |= {f"{label}/loss": loss, **{f"{label}/{name}": value for name, value in values.items()}}
         if queue is not None and whole is None:

@@ -155,8 +155,9 @@ def make_train_step(
         stop_B = batch.pop("stop", None)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, metrics, queue = (gradients if accumulate == 1 else accumulated)(state, batch, key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = constrained(optax.apply_updates(state.params, updates))
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = constrained(optax.apply_updates(state.params, updates))
         decay = ema_decay_at(state.step, ema_decay) if ema_ramp else ema_decay
         ema = optax.incremental_update(params, state.ema, 1.0 - decay) if ema_decay else state.ema
         if stop_B is not None:

@@ -308,6 +308,16 @@ def test_bfloat16_compute_keeps_float32_parameters_and_a_loss_close_to_float32(o
     assert first_loss(config)["loss"] == pytest.approx(on_one_device[1][0]["loss"], rel=0.03)
 
 
+@pytest.mark.slow
+def test_fifty_losses_in_bfloat16_are_those_in_float32_to_a_hundredth():
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        config = toy_config()
+        config.model.shared.dtype, config.steps = dtype, 50
+        losses.append([metrics["loss"] for metrics in train(config, one_device(), 50)[1]])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
+
+
 def test_dropout_is_drawn_anew_each_step_and_again_the_same_by_a_restart():
     config = only("contrastive", model__text__dropout=0.3)
     config.optim.lr = config.optim.encoder_lr = 1e-12

@@ -132,17 +132,20 @@ class CrossStack(nnx.Module):
         self.norm = LayerNorm(width, eps=1e-5, dtype=dtype) if norm == "pre" else None
         self.depth, self.heads = depth, heads
 
+    @jax.named_scope("fusion")
     def project(self, context_BTD: jax.Array, valid_BT: Valid = None) -> Memory:
         """Keys and values of the other modality for every layer."""
         key, value = self.blocks.map(lambda block: block.cross_attention.project(context_BTD))
         return Memory(key, value, valid_BT)
 
+    @jax.named_scope("fusion")
     def start(self, x_BSD, valid_BS=None, read_BR=None, key=None) -> jax.Array:
         """The first block's self-attention: the part of the stack that does not depend on the memory."""
         read_BR = read_BR if self.depth == 1 else None
         attend = lambda block, *arguments: block.attend_self(*arguments)  # noqa: E731
         return self.blocks.once(0, attend, x_BSD, valid_BS, read_BR, self._keys(key)[0])
 
+    @jax.named_scope("fusion")
     def finish(self, x_BSD, memory: Memory, valid_BS=None, read_BR=None, key=None) -> jax.Array:
         """All that follows `start`; returns the positions `read_BR`, (B, R, D), all where None."""
         keys, last = self._keys(key), self.depth - 1

@@ -39,12 +39,14 @@ class JointStack(nnx.Module):
         self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
         self.norm = LayerNorm(width, eps=1e-5, dtype=dtype) if norm == "pre" else None
 
+    @jax.named_scope("fusion")
     def body(self, x_BSD: jax.Array, valid_BS: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """All blocks but the last, at every position."""
         keys = layer_keys(key, self.blocks.depth)
         run = lambda block, x, key: block(x, valid_BS, key)  # noqa: E731
         return self.blocks.scan(run, x_BSD, keys, stop=self.blocks.depth - 1)
 
+    @jax.named_scope("fusion")
     def last(
         self, x_BSD: jax.Array, valid_BS: jax.Array, read_BR: jax.Array | None = None, key: jax.Array | None = None
     ) -> jax.Array:

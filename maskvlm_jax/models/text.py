@@ -66,6 +66,7 @@ class TextEncoder(nnx.Module):
         """(D,): the word embedding of the mask token."""
         return self.embedding[...][self.mask_id]
 
+    @jax.named_scope("text_encoder")
     def __call__(self, tokens_BL: jax.Array, valid_BL: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Encodes token ids to text_BLD; padding (valid False) is attended by no position. `key` draws dropout.
 

@@ -156,6 +156,7 @@ class ImageEncoder(nnx.Module):
         self.patch, self.patches, self.width, self.dropout, self.dtype = patch, patches, width, dropout, dtype
         self.hidden, self.class_tokens, self.heads = hidden, int(class_token), heads
 
+    @jax.named_scope("image_encoder")
     def __call__(
         self,
         image_BYXC: jax.Array,
