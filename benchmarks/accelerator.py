@@ -266,8 +266,8 @@ def tables(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     if numerics:
         yield "| error against float32 on a CPU | " + " | ".join(numerics) + " |"
         yield "|---" * (1 + len(numerics)) + "|"
-        for title, one in (("losses", "loss"), ("gradients", "gradient")):
-            for name in next(iter(numerics.values()))[title]:
+        for title, one in (("losses", "loss"), ("gradients", "gradient"), ("gradient_norms", "its norm")):
+            for name in next(iter(numerics.values())).get(title, ()):
                 cells = " | ".join(f"{abs(x[title][name]):.4%}" for x in numerics.values())
                 yield f"| {one}, {name} | {cells} |"
         yield ""

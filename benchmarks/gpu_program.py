@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,11 @@ dnn_version_info { major: 9 minor: 13 }
 runtime_version { major: 13 minor: 0 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+RATES = (783.0, 3.0)  # TFLOP/s of square products in bfloat16, TB/s of copies, measured on one
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
+# Part of the model -> its scope in the program, and what `flops.flops_per_pair` calls it.
+PARTS = {"image encoder": "image_encoder", "text encoder": "text_encoder", "fusion": "fusion", "optimizer": "optimizer"}
+HEADS, UNSAID = "heads and losses", "copies that no scope tells"
 FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")
 
 
@@ -90,10 +95,11 @@ def compile_step(config: ConfigDict) -> tuple[Any, float]:
         return lowered.compile(), time.perf_counter() - start
 
 
-def traffic(program: str) -> dict[str, tuple[int, int]]:
-    """Kind of kernel -> how many there are, and their bytes."""
+def traffic(program: str) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """Kind of kernel -> how many there are, and their bytes; and the bytes of each of `PARTS`."""
     sizes: dict[str, int] = {}
     kinds: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
+    parts: dict[str, int] = collections.Counter()
     for line in program[program.index("\nENTRY") :].splitlines():
         found = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)", line)
         if not found:
@@ -106,8 +112,19 @@ def traffic(program: str) -> dict[str, tuple[int, int]]:
         kind = re.sub(r"[.\d]+$", "", name) if operation == "fusion" else target[1] if target else operation
         kinds[kind][0] += 1
         operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-        kinds[kind][1] += sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
-    return {kind: (count, size) for kind, (count, size) in sorted(kinds.items(), key=lambda item: -item[1][1])}
+        size = sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
+        kinds[kind][1] += size
+        parts[part_of(line)] += size
+    ordered = sorted(kinds.items(), key=lambda item: -item[1][1])
+    return {kind: (count, size) for kind, (count, size) in ordered}, dict(parts)
+
+
+def part_of(instruction: str) -> str:
+    """The part of the model that an instruction is of, by the scope that JAX noted."""
+    found = re.search(r'op_name="([^"]*)"', instruction)
+    if not found:
+        return UNSAID
+    return next((part for part, scope in PARTS.items() if f"/{scope}/" in f"{found[1]}/"), HEADS)
 
 
 def _bytes(shape: str) -> int:
@@ -118,11 +135,15 @@ def _bytes(shape: str) -> int:
     return total
 
 
-def run(config: ConfigDict) -> dict[str, Any]:
-    """All that is read off the program."""
+def run(config: ConfigDict, rates: Sequence[float] = RATES) -> dict[str, Any]:
+    """All that is read off the program; `rates` are those of the roofline."""
     configs.check(config)
     compiled, seconds = compile_step(config)
-    memory, kinds = compiled.memory_analysis(), traffic(compiled.as_text())
+    memory, (kinds, parts) = compiled.memory_analysis(), traffic(compiled.as_text())
+    pairs = config.batch_size
+    counted = {name: 3 * value * pairs / 1e3 for name, value in flops.flops_per_pair(config, pairs).items()}
+    encoders = {part: counted.pop(PARTS[part]) for part in ("image encoder", "text encoder")}
+    teraflop = {**encoders, "fusion": sum(counted.values())}  # with the heads, a hundredth of it
     return {
         "batch_size": config.batch_size,
         "compile_seconds": seconds,
@@ -130,6 +151,11 @@ def run(config: ConfigDict) -> dict[str, Any]:
         "arguments_gib": memory.argument_size_in_bytes / 2**30,
         "gflop": flops.train_flops_per_pair(config, config.batch_size) * config.batch_size,
         "gigabytes": sum(size for _, size in kinds.values()) / 1e9,
+        "rates": rates,
+        "parts": {
+            part: {"teraflop": teraflop.get(part, 0.0), "gigabytes": size / 1e9}
+            for part, size in sorted(parts.items(), key=lambda item: -item[1])
+        },
         "kinds": {kind: {"kernels": count, "gigabytes": size / 1e9} for kind, (count, size) in kinds.items()},
     }
 
@@ -145,7 +171,21 @@ def table(result: dict[str, Any], rows: int = 16) -> str:
         "|---|---|---|",
     ]
     shown = list(result["kinds"].items())[:rows]
-    return "\n".join([*lines, *(f"| {kind} | {x['kernels']} | {x['gigabytes']:.1f} |" for kind, x in shown)])
+    lines += [f"| {kind} | {x['kernels']} | {x['gigabytes']:.1f} |" for kind, x in shown]
+    return "\n".join([*lines, "", *roofline(result["parts"], result["rates"])])
+
+
+def roofline(parts: dict[str, dict[str, float]], rates: Sequence[float] = RATES) -> list[str]:
+    """Milliseconds of each part: products at the speed of square ones, bytes at that of a copy, and the larger."""
+    lines = ["| part | TFLOP | ms | GB | ms | at least, ms |", "|---|---|---|---|---|---|"]
+    least = products = 0.0
+    for part, x in parts.items():
+        busy, moved = 1e3 * x["teraflop"] / rates[0], x["gigabytes"] / rates[1]
+        products, least = products + busy, least + max(busy, moved)
+        cells = x["teraflop"], busy, x["gigabytes"], moved, max(busy, moved)
+        lines.append(f"| {part} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
+    lines.append(f"| together | | {products:.1f} | | | {least:.1f}: products are {products / least:.0%} of it |")
+    return lines
 
 
 def main() -> int:
@@ -154,6 +194,9 @@ def main() -> int:
     add_model_flags(parser)
     parser.add_argument("--batch-size", type=int, help="pairs a step; the config's by default")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config value; repeatable")
+    parser.add_argument(
+        "--rates", type=float, nargs=2, default=RATES, metavar=("TFLOPS", "TBS"), help="of products and of memory"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     host.quiet_libraries()
@@ -167,7 +210,7 @@ def main() -> int:
         set_values(config, args.set)
         if args.batch_size is not None:
             config.batch_size = args.batch_size
-        return run(config)
+        return run(config, args.rates)
 
     return finish(measure, table, as_json=args.json)
 

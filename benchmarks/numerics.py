@@ -4,14 +4,16 @@
     python benchmarks/numerics.py --against FILE --dtype bfloat16
     python benchmarks/numerics.py --against FILE --dtype float32 --precision highest
 
-FILE holds parameters, losses and gradients; the second command starts from its parameters. Errors are
-‖g − g*‖ / ‖g*‖ of each group of parameters. Negatives are drawn uniformly: by similarity, a difference in the last bit
+FILE holds parameters, losses and gradients; the second command starts from its parameters. Errors are told of each
+group of parameters. Negatives are drawn uniformly: by similarity, a difference in the last bit
 could draw another one.
 """
 
 import argparse
+import math
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,27 +68,40 @@ def gradients(config: ConfigDict, params: dict[str, np.ndarray] | None) -> dict[
 
 
 def errors(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Relative errors of losses, and of the gradient by tower and by kind of parameter."""
+    """Relative errors of losses, and of the gradient by tower and by kind of parameter.
+
+    gradients: the distance, ‖g − g*‖ / ‖g*‖, which rounding makes whatever its sign; gradient_norms: ‖g‖ / ‖g*‖ − 1,
+    which only an error with a direction moves, such as a sum that loses its small terms.
+    """
     losses = {name[5:]: float(found[name] / expected[name] - 1) for name in expected if name.startswith("loss/")}
     paths = [name for name in expected if name.startswith("grad/")]
 
-    def error(chosen: list[str]) -> float:
-        squares = [(np.sum((found[p] - expected[p]) ** 2), np.sum(expected[p] ** 2)) for p in chosen]
-        return float(np.sqrt(sum(a for a, _ in squares) / sum(b for _, b in squares)))
+    def norm(arrays: Iterable[np.ndarray]) -> float:
+        return math.sqrt(sum(float(np.sum(np.square(x, dtype=np.float64))) for x in arrays))
+
+    def distance(chosen: list[str]) -> float:
+        return norm(found[p] - expected[p] for p in chosen) / norm(expected[p] for p in chosen)
+
+    def longer(chosen: list[str]) -> float:
+        return norm(found[p] for p in chosen) / norm(expected[p] for p in chosen) - 1
 
     towers: dict[str, list[str]] = {name: [] for name in TOWERS}
     for path in paths:
         towers[next(name for name, parts in TOWERS.items() if any(part in f"{path}/" for part in parts))].append(path)
     kinds = {kind: [path for path in paths if re.search(pattern, path)] for kind, pattern in KINDS.items()}
-    groups = {"all": paths, **towers, **kinds}
-    return {"losses": losses, "gradients": {name: error(chosen) for name, chosen in groups.items() if chosen}}
+    groups = {name: chosen for name, chosen in {"all": paths, **towers, **kinds}.items() if chosen}
+    distances, norms = ({name: of(chosen) for name, chosen in groups.items()} for of in (distance, longer))
+    return {"losses": losses, "gradients": distances, "gradient_norms": norms}
 
 
 def table(result: dict[str, Any]) -> str:
     """Errors in percent."""
     lines = [f"{result['device']}, {result['dtype']}, precision {result['precision']}"]
-    for title in ("losses", "gradients"):
-        lines += [f"{title}:", *(f"  {name:26}{value:10.4%}" for name, value in result.get(title, {}).items())]
+    for title in ("losses", "gradients", "gradient_norms"):
+        lines += [
+            f"{title.replace('_', ' ')}:",
+            *(f"  {name:26}{value:10.4%}" for name, value in result.get(title, {}).items()),
+        ]
     return "\n".join(lines)
 
 

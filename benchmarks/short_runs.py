@@ -86,10 +86,11 @@ def bits(runs: Runs, args: argparse.Namespace) -> dict[str, Any]:
         runs.train("killed", kill_at=args.kill_at, **values)
         return runs.train("killed", **values)
 
+    folders = [runs.train("first", **values)]  # the others find its compiled programs
     with ThreadPoolExecutor() as pool:
-        started = [pool.submit(runs.train, "first", **values), pool.submit(runs.train, "second", **values)]
-        started.append(pool.submit(interrupted))
-        hashes = [_result(task.result())["protocol"]["parameters_sha256"] for task in started]
+        started = [pool.submit(runs.train, "second", **values), pool.submit(interrupted)]
+        folders += [task.result() for task in started]
+    hashes = [_result(folder)["protocol"]["parameters_sha256"] for folder in folders]
     resumed = re.findall(r"device\(s\), (?:step (\d+)|a new run)", runs.log("killed"))
     return {
         "sha256": dict(zip(("first", "second", "killed and resumed"), hashes, strict=True)),

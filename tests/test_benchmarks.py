@@ -295,6 +295,7 @@ def test_an_accelerators_numbers_are_held_against_a_cpus(measured):
     assert done.returncode == 0, done.stdout + done.stderr
     errors = results[parts[1]]["result"]
     assert max(map(abs, errors["losses"].values())) < 0.01 and 1e-4 < errors["gradients"]["all"] < 0.05
+    assert max(map(abs, errors["gradient_norms"].values())) < 0.005
     assert {"kernels", "biases of dense layers", "tokens and positions", "fusion"} <= errors["gradients"].keys()
     again, same = measured("--only", *parts)
     assert same == results and "done" not in again.stdout  # what is there is not run again
@@ -346,12 +347,12 @@ HloModule step
 ENTRY %main (x: bf16[4,8], w: f32[8,2]) -> f32[4,2] {
   %x = bf16[4,8]{1,0} parameter(0)
   %w = f32[8,2]{1,0} parameter(1)
-  %loop_convert_fusion.3 = bf16[8,2]{1,0} fusion(%w), kind=kLoop, calls=%f
+  %loop_convert_fusion.3 = bf16[8,2]{1,0} fusion(%w), kind=kLoop, calls=%f, metadata={op_name="jit(f)/jvp(itm)/mul"}
   %loop_convert_fusion = bf16[8,2]{1,0} fusion(%w), kind=kLoop, calls=%f
-  %call = (f32[4,2]{1,0}, s8[100]{0}) custom-call(%x, %loop_convert_fusion.3), custom_call_target="__cublas$lt$matmul"
+  %call = (f32[4,2]{1,0}, s8[100]{0}) custom-call(%x, %loop_convert_fusion.3), custom_call_target="__cublas$lt$matmul" @
   ROOT %out = f32[4,2]{1,0} get-tuple-element(%call), index=0
 }
-"""
+""".replace("@", 'metadata={op_name="jit(f)/jvp(itm)/image_encoder/dot"}')
 
 
 def test_the_program_for_a_gpu_needs_its_plugin(benchmark):
@@ -363,7 +364,17 @@ def test_the_program_for_a_gpu_needs_its_plugin(benchmark):
 
 
 def test_bytes_of_a_program_by_kind_of_kernel():
-    assert gpu_program.traffic(GPU_PROGRAM) == {
-        "__cublas$lt$matmul": (1, 64 + 32 + 32 + 100),
-        "loop_convert_fusion": (2, 2 * (64 + 32)),
-    }
+    kinds, parts = gpu_program.traffic(GPU_PROGRAM)
+    assert kinds == {"__cublas$lt$matmul": (1, 64 + 32 + 32 + 100), "loop_convert_fusion": (2, 2 * (64 + 32))}
+    assert parts == {"image encoder": 64 + 32 + 32 + 100, "heads and losses": 64 + 32, gpu_program.UNSAID: 64 + 32}
+
+
+def test_a_roofline_is_the_slower_of_products_and_memory():
+    lines = gpu_program.roofline(
+        {"a": {"teraflop": 78.3, "gigabytes": 30.0}, "optimizer": {"teraflop": 0.0, "gigabytes": 150.0}}
+    )
+    assert lines[2:] == [
+        "| a | 78.3 | 100.0 | 30.0 | 10.0 | 100.0 |",
+        "| optimizer | 0.0 | 0.0 | 150.0 | 50.0 | 50.0 |",
+        "| together | | 100.0 | | | 150.0: products are 67% of it |",
+    ]
