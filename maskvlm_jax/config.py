@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from maskvlm_jax import ranges
 from maskvlm_jax.data import masking
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.errors import UserError, few
 
 
 def check(config: ConfigDict) -> None:
@@ -180,13 +180,40 @@ def model_arguments(config: ConfigDict) -> dict[str, Any]:
 _PATHS = ("root", "images", "captions", "checkpoint", "tokenizer", "out", "data_root")
 
 
-def expand_paths(block: ConfigDict) -> None:
+def expand_paths(block: ConfigDict, *, all_of_them: bool = False) -> None:
     """Puts the home folder in the place of a leading ~ in the paths of a config: no shell has seen a flag's value."""
     for key, value in block.items():
         if isinstance(value, ConfigDict):
-            expand_paths(value)
-        elif key in _PATHS and isinstance(value, str):
+            expand_paths(value, all_of_them=key == "splits")
+        elif (key in _PATHS or all_of_them) and isinstance(value, str):
             block[key] = os.path.expanduser(value)
+
+
+def check_blocks_given(config: ConfigDict, defaults: ConfigDict, prefix: str = "") -> None:
+    """Blocks that a flag gave as a whole, `--config.data={...}`, still hold all that is read of them.
+
+    Args:
+        defaults: the config file's own values.
+
+    Raises:
+        UserError: naming the block and what it lacks.
+    """
+    for name, default in defaults.items():
+        path, given = prefix + name, config[name]
+        if not isinstance(default, ConfigDict):
+            continue
+        if not isinstance(given, ConfigDict):
+            raise UserError(f"{path} is {given!r}; it holds values of its own, set as --config.{path}.KEY=VALUE")
+        if name == "splits":
+            wrong = next((split for split, files in given.items() if not isinstance(files, str)), None)
+            if wrong is not None:
+                raise UserError(f"{path}.{wrong} is {given[wrong]!r}; give the name of a list or a pattern of files")
+        elif name == "mixture" and given.keys() != default.keys():
+            raise UserError(f"{path} cannot be set; --config=FILE:data=A+B mixes two sets")
+        elif lacking := [key for key in default if key not in given]:
+            raise UserError(f"{path} lacks {few(lacking)}; set single values, --config.{path}.KEY=VALUE, not the block")
+        else:
+            check_blocks_given(given, default, f"{path}.")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

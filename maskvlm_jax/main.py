@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import difflib
 import importlib
 import itertools
+import os
 import re
 import runpy
 import signal
@@ -26,7 +27,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from maskvlm_jax import buckets, processes
-from maskvlm_jax.config import expand_paths, flatten
+from maskvlm_jax.config import check_blocks_given, expand_paths, flatten
 from maskvlm_jax.errors import Absent, Stopped, UserError, first_line, is_of_store
 from maskvlm_jax.run_length import set_aside
 
@@ -56,13 +57,18 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     """
     for arg in argv:
         if not arg.isascii() and arg != arg.encode(errors="ignore").decode():
-            raise UserError(f"{arg!r} is not UTF-8 text; rename what it names")
+            remedy = "rename what it names" if sys.getfilesystemencoding() == "utf-8" else "set PYTHONUTF8=1"
+            raise UserError(f"{arg!r} is not UTF-8 text; {remedy}")
+    argv = [re.sub(r"^(--?config=)(~.*)", lambda found: found[1] + os.path.expanduser(found[2]), arg) for arg in argv]
     try:
         rest = flags.FLAGS(argv)
         config = _CONFIG.value
         if config is not None:
+            given = config_flags.get_override_values(flags.FLAGS["config"])
+            if any(isinstance(value, ConfigDict | dict) for value in given.values()):
+                check_blocks_given(config, _defaults(argv))
             expand_paths(config)
-            set_aside(config, set(config_flags.get_override_values(flags.FLAGS["config"])))
+            set_aside(config, set(given))
         task = None if config is None else config.get("task")
     except (AttributeError, KeyError) as error:
         raise UserError(_unknown_key(argv, str(error))) from error
@@ -104,7 +110,10 @@ def _defaults(argv: list[str]) -> ConfigDict:
     path, structure = _config_file(argv)
     if not Path(path).is_file():
         raise UserError(f"there is no config file {path!r}; {_NO_CONFIG}" if path else _NO_CONFIG)
-    return runpy.run_path(path)["get_config"](structure)
+    made = runpy.run_path(path)
+    if "get_config" not in made:
+        raise UserError(f"{path} has no function get_config; {_NO_CONFIG}")
+    return made["get_config"](structure)
 
 
 def _last_line(error: Exception, path: str) -> str:

@@ -9,12 +9,16 @@ from maskvlm_jax.errors import UserError
 
 
 class Range(NamedTuple):
-    """Values from `low` to `high`, the ends themselves where `closed` says so; `also` is allowed beside them."""
+    """Values from `low` to `high`, the ends themselves where `closed` says so; `also` is allowed beside them.
+
+    whole: only whole numbers.
+    """
 
     low: float
     high: float = math.inf
     closed: tuple[bool, bool] = (True, True)
     also: float | None = None
+    whole: bool = False
 
     def holds(self, value: float) -> bool:
         """Whether a value is in the range; what is no number or has no end is in none."""
@@ -32,8 +36,9 @@ class Range(NamedTuple):
         return low + high + ("" if self.also is None else f", or {self.also:g}")
 
 
-COUNT, SIZE = Range(0), Range(1)
-SIZE_OR_AUTO = Range(1, also=-1)
+COUNT, SIZE = Range(0, whole=True), Range(1, whole=True)
+SIZE_OR_AUTO, COUNT_OR_AUTO = Range(1, also=-1, whole=True), Range(0, also=-1, whole=True)
+LARGEST = 2**31 - 1  # that a device counts to
 POSITIVE, NOT_NEGATIVE = Range(0, closed=(False, True)), Range(0)
 SHARE, BELOW_ONE = Range(0, 1), Range(0, 1, (True, False))
 INSIDE_ONE = Range(0, 1, (False, False))
@@ -42,17 +47,17 @@ INSIDE_ONE = Range(0, 1, (False, False))
 RANGES = {
     r"mesh\.data": SIZE_OR_AUTO,
     r"eval_every": SIZE_OR_AUTO,
-    r"data(\.mixture\.[^.]+)?\.workers": Range(0, also=-1),
-    r"optim\.warmup_steps": Range(0, also=-1),
+    r"data(\.mixture\.[^.]+)?\.workers": COUNT_OR_AUTO,
+    r"optim\.warmup_steps": COUNT_OR_AUTO,
     r"(image_size|patch|width|heads|mlp_ratio|vocab_size|channels|image_cell|accumulate|fsdp|mesh\.model)": SIZE,
-    r"max_length": Range(3),  # start token, one token, end token
+    r"max_length": Range(3, whole=True),  # start token, one token, end token
     r"(batch_size|log_every|checkpoint_every|keep_checkpoints|threads|tokenizer_captions|text_buckets)": SIZE,
     r"(parallel|examples_per_shard)": SIZE,
     r"(depth|decoder_depth|embed|queue|class_tokens|patches|seed|seeds|scenes_seed|limit|workers|steps)": COUNT,
     r"(captions_per_image|rerank_k|match_images|choose_images|probe_limit|figures|finetune_steps)": COUNT,
     r"(resize|min_size|expected|against_distance|randaugment_ops|randaugment_magnitude)": COUNT,
-    r"mask_id": Range(0, also=-1),
-    r"quality": Range(1, 100),
+    r"mask_id": COUNT_OR_AUTO,
+    r"quality": Range(1, 100, whole=True),
     r"(lr|temperature|temperature_rate|clip_norm)": POSITIVE,
     r"(encoder_lr|weight_decay|epochs|weight|hardness|init_std)": NOT_NEGATIVE,
     r"(b1|b2|ema_decay|dropout)": BELOW_ONE,
@@ -94,5 +99,9 @@ def check(values: Mapping[str, Any]) -> None:
         found = range_of(key)
         if found is not None and not all(map(found.holds, parts)):
             raise UserError(f"{key} is {shown}; give {found}")
+        if found is not None and found.whole and not all(isinstance(part, int) for part in parts):
+            raise UserError(f"{key} is {shown}; give whole numbers")
+        if any(isinstance(part, int) and part > LARGEST for part in parts):
+            raise UserError(f"{key} is {shown}; give at most {LARGEST}")
         if key.rsplit(".", 1)[-1] in _ORDERED and (len(parts) != 2 or parts[0] > parts[1]):
             raise UserError(f"{key} is {shown}; give two numbers, the smaller first")

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from configs import common, pretrain
 from maskvlm_jax import best, checkpoint
 from maskvlm_jax import workdir as workdirs
+from maskvlm_jax.config import expand_paths
 from maskvlm_jax.data import batch, caption_files, sources, transforms
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.files import Files
@@ -80,6 +81,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from maskvlm_jax import workdir as workdirs
+from maskvlm_jax.config import expand_paths
 
 with workdirs.locked(Path(sys.argv[1])):
     print("locked", flush=True)
@@ -688,3 +690,61 @@ def test_lists_of_another_form_are_told_what_is_read(document, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match="a list of what is not known; give a list of"):
         caption_files.read_captions(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("document", "captions"),
+    [
+        ('{"image": "a.jpg", "caption": "x"}', {"a.jpg": ["x"]}),
+        ('{"image": ["a.jpg", "b.jpg", "a.jpg"], "caption": ["x", "y", "z"]}', {"a.jpg": ["x", "z"], "b.jpg": ["y"]}),
+        ('{"image": ["a.jpg"], "captions": [["x", "y"]]}', {"a.jpg": ["x", "y"]}),
+        ('{"a.jpg": "x", "b.jpg": "y", "a.jpg": "z"}', {"a.jpg": ["x", "z"], "b.jpg": ["y"]}),
+    ],
+)
+def test_tables_of_two_columns_and_names_that_stand_twice(document, captions, tmp_path):
+    (tmp_path / "a.json").write_text(document)
+    assert caption_files.read_captions(tmp_path / "a.json").captions == captions
+
+
+def test_columns_of_two_lengths_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"image": ["a.jpg", "b.jpg"], "caption": ["x"]}')
+    with pytest.raises(UserError, match="must be lists of one length"):
+        caption_files.read_captions(tmp_path / "a.json")
+
+
+def test_rows_of_blanks_and_the_end_of_files_of_dos_are_no_captions(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"image,caption\r\na.jpg,x\r\n  \t\r\n , \r\nb.jpg,y\r\n\x1a")
+    assert caption_files.read_captions(tmp_path / "a.csv").captions == {"a.jpg": ["x"], "b.jpg": ["y"]}
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("data={}", "data lacks augment, caption_key"),
+        ("data.augment={}", "data.augment lacks crop_scale"),
+        ("data.augment=3", "augment"),
+        ("data.mixture={'a': 1}", "--config=FILE:data=A+B mixes two sets"),
+        ("data.splits={'train': 5}", "data.splits.train is 5; give the name of a list"),
+        ("data.text_buckets=(8.5,)", r"data.text_buckets is (8.5); give whole numbers"),
+        ("steps=99999999999999999999", "steps is 1e+20; give at most 2147483647"),
+    ],
+)
+def test_blocks_and_numbers_of_another_form_are_told_before_anything_is_made(flag, told, tmp_path, cli):
+    process = cli(TRAIN, f"--workdir={tmp_path / 'run'}", f"--config.{flag}")
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
+    assert told in process.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_config_of_the_home_folder_and_a_file_that_is_no_config(cli):
+    process = cli("--config=configs/common.py")
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1) and "has no function get_config" in process.stderr
+    process = cli("--config=~/none-of-that-name.py")
+    assert process.stderr.startswith(f"error: there is no config file '{Path.home()}/none-of-that-name.py'")
+
+
+def test_lists_of_splits_know_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = pretrain.get_config("data=flickr8k")
+    config.data.splits.train = "~/train.txt"
+    expand_paths(config)
+    assert config.data.splits.train == "/home/somebody/train.txt"

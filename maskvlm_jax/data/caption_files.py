@@ -35,10 +35,10 @@ def read_captions(path: Path) -> CaptionTable:
     `.csv`, `.txt`: header `image,caption`, one row a caption. `.jsonl`: one object a line with `image` and `captions`
     (a list) or `caption`. `.json`: COCO captions (`images`, `annotations`); a Karpathy split (`images` that have
     `split` and `sentences`; `restval` counts as `train`); ALBEF's, BLIP's and LAVIS's list (`image`, and `caption`, a
-    text or a list of them); an object {picture: caption} or {picture: [captions]}; Visual Genome's region descriptions
-    (a list of pictures with `regions` that have a `phrase`), which need its `image_data.json` beside them; SBU's list
-    (`image_urls`, `captions`). Where a picture has an address, its name is the last part of it, for Visual Genome the
-    last two parts.
+    text or a list of them); an object {picture: caption} or {picture: [captions]}, or of two columns, `image` and
+    `caption`; Visual Genome's region descriptions (a list of pictures with `regions` that have a `phrase`), which need
+    its `image_data.json` beside them; SBU's list (`image_urls`, `captions`). Where a picture has an address, its name
+    is the last part of it, for Visual Genome the last two parts.
 
     Raises:
       UserError: the file is missing or malformed; the message names the row.
@@ -61,7 +61,7 @@ def _parse_csv(text: str, file: str) -> CaptionTable:
             raise UserError(f"{file} row 1: the header is {','.join(header)[:80]!r}; it must be image,caption")
         for row in reader:
             where = f"{file} row {reader.line_num}"
-            if not row:
+            if not "".join(row).strip(" \t\x1a"):  # the last as DOS ended files
                 continue
             if len(row) != 2:
                 raise UserError(f"{where}: {len(row)} columns instead of 2; put quotes around a caption with commas")
@@ -101,15 +101,28 @@ def _parse_json(text: str, file: str, folder: Path) -> CaptionTable:
         return _parse_visual_genome(document, file, folder / "image_data.json")
     if isinstance(document, dict) and "image_urls" in document:
         return _parse_sbu(document, file)
+    if isinstance(document, dict) and document.keys() in ({"image", "caption"}, {"image", "captions"}):
+        return _parse_pairs(_of_columns(document, file), file)
     if isinstance(document, dict) and _names_pictures(document):
         captions: dict[str, list[str]] = {}
-        for name, written in document.items():
+        for name, written in json.loads(text, object_pairs_hook=list):  # a name that stands twice stays so
             captions.setdefault(_picture_name(name, file), []).extend(_several(written))
         return CaptionTable(captions, {})
     images = _field(document, "images", list, file)
     if "annotations" in document:
         return _parse_coco(images, _field(document, "annotations", list, file), file)
     return _parse_karpathy(images, file)
+
+
+def _of_columns(document: dict[str, Json], file: str) -> list[Json]:
+    """Rows of a table that was written column by column, or of its only row."""
+    image, written = document["image"], document.get("caption", document.get("captions"))
+    if isinstance(image, str):
+        return [{"image": image, "caption": written}]
+    images, captions = _field(document, "image", list, file), written
+    if not isinstance(captions, list) or len(images) != len(captions):
+        raise UserError(f"{file}: image and caption must be lists of one length; take the file anew")
+    return [{"image": name, "caption": caption} for name, caption in zip(images, captions, strict=True)]
 
 
 def _names_pictures(document: dict[str, Json]) -> bool:
