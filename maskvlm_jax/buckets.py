@@ -7,12 +7,16 @@ and is uploaded anew. Data sets are copied to this machine before they are read,
 import contextlib
 import importlib.util
 import logging
+import os
 import re
 import shutil
+import socket
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from maskvlm_jax.errors import UserError, writing
 
@@ -62,6 +66,25 @@ def _prepare(path: str) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # TensorStore writes to the same buckets, of which a cached listing would not tell.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    _check_network(path)
+
+
+_reached: set[tuple[str, int]] = set()
+
+
+def _check_network(path: str) -> None:
+    """Asks for a connection once a process: the libraries try again for a minute and more where there is no network."""
+    address = urlsplit(os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com")
+    if not address.hostname or urllib.request.getproxies().get(address.scheme):
+        return
+    place = address.hostname, address.port or (443 if address.scheme == "https" else 80)
+    if place not in _reached:
+        try:
+            socket.create_connection(place, timeout=10).close()
+        except OSError as error:
+            told = f"{path}: {place[0]} cannot be reached ({error.strerror or error}); check the network"
+            raise UserError(told) from error
+        _reached.add(place)
 
 
 def is_remote(path: Path | str) -> bool:

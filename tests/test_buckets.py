@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -264,3 +265,11 @@ def test_a_bucket_that_is_not_there_is_told_in_a_line(run_cli):
     process = run_cli(TRAIN, "--workdir=gs://nowhere/a", *toy_flags())
     assert process.returncode == 2 and process.stderr.count("\n") == 1, process.stderr
     assert "gs://nowhere/a" in process.stderr
+
+
+def test_a_bucket_without_a_network_is_told_at_once(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(UserError, match=r"^gs://somewhere/run: 127\.0\.0\.1 cannot be reached"):
+            buckets.folder("gs://somewhere/run")
