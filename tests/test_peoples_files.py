@@ -749,3 +749,37 @@ def test_lists_of_splits_know_the_home_folder(monkeypatch):
     config.data.splits.train = "~/train.txt"
     expand_paths(config)
     assert config.data.splits.train == "/home/somebody/train.txt"
+
+
+def test_tars_one_behind_the_other_are_read_to_the_end(tmp_path):
+    for number in range(3):
+        write_tar(tmp_path / f"{number}.tar", (f"{number}.jpg", jpeg(number)), (f"{number}.txt", b"a dog"))
+    parts = [(tmp_path / f"{number}.tar").read_bytes() for number in range(3)]
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "x.tar").write_bytes(parts[0] + parts[1] + parts[2])
+    source = WebDataset(root=str(tmp_path / "all"), shards="x.tar")
+    assert [source.id(i).rpartition("/")[2] for i in range(len(source))] == ["0", "1", "2"] and not source.report
+    (tmp_path / "all" / "x.tar").write_bytes(parts[0] + b"no tar" * 200)
+    source = WebDataset(root=str(tmp_path / "all"), shards="x.tar")
+    assert len(source) == 1 and source.report == {"truncated_shards": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_texts_of_windows_editors_are_read(encoding, tmp_path):
+    write_tar(tmp_path / "x.tar", ("a.jpg", jpeg(0)), ("a.txt", "ein Käfer".encode(encoding)))
+    assert WebDataset(root=str(tmp_path), shards="x.tar").captions(0) == ["ein Käfer"]
+    (tmp_path / "a.csv").write_bytes("image,caption\nä.jpg,ein Käfer\n".encode(encoding))
+    assert caption_files.read_captions(tmp_path / "a.csv").captions == {"ä.jpg": ["ein Käfer"]}
+
+
+def test_grey_of_16_bits_may_begin_at_white_and_have_holes():
+    values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    usual, turned = io.BytesIO(), io.BytesIO()
+    Image.fromarray(values).save(usual, "TIFF")
+    Image.fromarray(65535 - values).save(turned, "TIFF", tiffinfo={262: 0})
+    assert Image.open(turned).tag_v2[262] == 0
+    np.testing.assert_array_equal(transforms.decode(turned.getvalue()), transforms.decode(usual.getvalue()))
+    holes = io.BytesIO()
+    Image.fromarray(values).save(holes, "PNG", transparency=int(values[3, 3]))
+    pixels = transforms.decode(holes.getvalue())
+    assert pixels[3, 3].tolist() == [255] * 3 and pixels[3, 2].tolist() != [255] * 3

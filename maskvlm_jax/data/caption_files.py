@@ -1,5 +1,6 @@
 """Caption files (CSV, JSONL, and the JSON of several data sets) and split lists: text on disk to names and captions."""
 
+import codecs
 import csv
 import io
 import json
@@ -264,7 +265,8 @@ def _has_half_a_letter(text: str) -> bool:
 
 def _read_text(path: Path, kind: str, flag: str = "--config.data.root") -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        written = path.read_bytes()
+        return written.decode("utf-16" if _encoding(written) == "utf-16" else "utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: the {kind} cannot be read ({error.strerror}); check {flag}") from error
     except UnicodeDecodeError as error:
@@ -285,14 +287,20 @@ def read_split_list(path: Path, flag: str) -> list[str]:
     return [_picture_name(line, f"{path.name} row {row}") for row, line in enumerate(lines, start=1) if line.strip()]
 
 
+def _encoding(text: Any) -> str:
+    """UTF-8, or UTF-16 where a mark at the beginning says so, as Windows' editors write it."""
+    marked = isinstance(text, bytes) and text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return "utf-16" if marked else "utf-8"
+
+
 def usable_captions(written: Iterable[Any]) -> list[str]:
-    """The captions among `written` with white space collapsed; what is empty or no text (bytes: UTF-8) is left out."""
+    """The captions among `written` with white space collapsed; what is empty or no text is left out."""
     captions = []
     for caption in written:
         try:
             if isinstance(caption, str):
                 caption.encode()  # JSON can hold half of a surrogate pair, which no tokenizer takes
-            text = caption if isinstance(caption, str) else bytes.decode(caption)
+            text = caption if isinstance(caption, str) else bytes.decode(caption, _encoding(caption))
         except (TypeError, UnicodeError):
             continue
         captions.append(" ".join(text.removeprefix("\ufeff").split()))

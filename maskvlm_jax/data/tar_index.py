@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,7 @@ _SAMPLE = np.dtype(
         ("key_end", "<i8"),  # where the key ends among the shard's keys
     ]
 )
-_MAGIC = b"maskvlm_jax tar index 2 "
+_MAGIC = b"maskvlm_jax tar index 3 "
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -181,27 +181,49 @@ def _to_first_dot(key: str) -> str:
 
 
 def _members(path: Path, tar_size: int, report: Counter[str]) -> Iterator[tuple[str, int, int]]:
-    """Yields name, start and size of the files that are whole in a tar and safe to use."""
+    """Yields name, start and size of the files that are whole in a tar and safe to use.
+
+    Behind its end another tar may stand: `cat a.tar b.tar` is a habit.
+    """
     if tar_size < _BLOCK:
         report["truncated_shards"] += 1
         return
-    try:
-        tar = tarfile.open(path, "r:", encoding="utf-8")  # noqa: SIM115
-    except tarfile.ReadError as error:
-        raise UserError(f"{path}: not a tar file; unpack it if it is compressed, or take it anew") from error
-    with tar:
-        end = 0
-        # A damaged header may have a negative size, or lead backwards and so for ever in a circle.
-        while (member := _next_member(tar)) is not None and member.size >= 0 and tar.offset > end:
-            end = tar.offset
-            tar.members.clear()  # it would keep every header
-            if not _is_safe(member):
-                report["unsafe_members"] += not member.isdir()
-            elif member.offset_data + member.size <= tar_size:
-                yield member.name, member.offset_data, member.size
-        # After the last member stands a block of zeros; `tarfile` also ends at a damaged header without a word.
-        tar.fileobj.seek(min(end, tar_size))
-        report["truncated_shards"] += tar.fileobj.read(_BLOCK) != bytes(_BLOCK)
+    start, whole = 0, True
+    with path.open("rb") as file:
+        while whole and start is not None:
+            file.seek(start)
+            try:
+                tar = tarfile.open(fileobj=file, mode="r:", encoding="utf-8")  # noqa: SIM115
+            except tarfile.ReadError as error:
+                if not start:
+                    told = f"{path}: not a tar file; unpack it if it is compressed, or take it anew"
+                    raise UserError(told) from error
+                whole = False
+                break
+            end = start
+            # A damaged header may have a negative size, or lead backwards and so for ever in a circle.
+            while (member := _next_member(tar)) is not None and member.size >= 0 and tar.offset > end:
+                end = tar.offset
+                tar.members.clear()  # it would keep every header
+                if not _is_safe(member):
+                    report["unsafe_members"] += not member.isdir()
+                elif member.offset_data + member.size <= tar_size:
+                    yield member.name, member.offset_data, member.size
+            # After the last member stands a block of zeros; `tarfile` also ends at a damaged header without a word.
+            file.seek(min(end, tar_size))
+            whole = file.read(_BLOCK) == bytes(_BLOCK)
+            start = _next_block_of_data(file)
+    report["truncated_shards"] += not whole
+
+
+def _next_block_of_data(file: BinaryIO) -> int | None:
+    """Where the first block begins that is not all zeros, from where the file stands; None where there is none."""
+    place = file.tell()
+    while chunk := file.read(2048 * _BLOCK):
+        if found := len(chunk.lstrip(b"\0")):
+            return place + (len(chunk) - found) // _BLOCK * _BLOCK
+        place += len(chunk)
+    return None
 
 
 def _next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:

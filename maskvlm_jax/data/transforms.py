@@ -209,9 +209,18 @@ def _check_pixel_count(height: int, width: int) -> None:
         )
 
 
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "I" or picture.mode.startswith("I;16"):
-        return _from_16_bit(np.asarray(picture))
+        values = np.asarray(picture)
+        if picture.format == "TIFF" and picture.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            values = 65535 - values  # Pillow turns those of 8 bits only
+        grey, transparent = _from_16_bit(values), picture.info.get("transparency")
+        if isinstance(transparent, int):
+            grey.paste("white", mask=Image.fromarray(np.where(values == transparent, 255, 0).astype(np.uint8)))
+        return grey
     if picture.mode == "F":
         raise DecodeError("pixels are floating-point numbers of unknown range")
     if picture.has_transparency_data:
