@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,6 +190,11 @@ class Evaluation:
         data = self._config.data
         return data.scored if data.mixture else data.source
 
+    @cached_property
+    def examples_trained_on(self) -> dict[str, int]:
+        """How many examples of each scored split were trained on, where that can be told."""
+        return lineages.examples_trained_on(self._config, self._trained_on)
+
     def protocol(self, split: str) -> dict[str, Any]:
         """What a number must be quoted with."""
         data, options = self.data(split), self._config.evaluation
@@ -200,6 +206,7 @@ class Evaluation:
             "captions": len(data.captions),
             "captions_per_image": len(data.captions) / len(data.images),
             "broken_images": len(data.broken),
+            "examples_trained_on": self.examples_trained_on.get(split),
             "image_size": self._config.model.image.image_size,
             "weights": options.weights,
             "rerank_k": options.rerank_k,
@@ -315,6 +322,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if (workdir / "config.json").exists():
         raise UserError(f"{workdir} is the workdir of a run, whose result would be replaced; give another --workdir")
     with loaded(config) as (trained, evaluation, params, lineage), workdirs.locked(workdir):
-        lineages.tell_trained_on(trained.evaluation.split, lineage["examples_trained_on"] or 0)
+        for split, count in evaluation.examples_trained_on.items():
+            lineages.tell_trained_on(split, count)
         result = final_result(evaluation, trained, params, folder=workdir, lineage=lineage)
     show(result, workdir)

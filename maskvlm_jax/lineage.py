@@ -26,7 +26,6 @@ def lineage_of(
         "checkpoint": workdir.name,
         "run": config.name,
         "trained_on": _trained_on(trained_on),
-        "examples_trained_on": _examples_trained_on(config, trained_on),
         "initialised_from": f"{config.checkpoint} {config.checkpoint_step}" if config.checkpoint else "random",
         "step": step,
         "stream": told["stream"]["rows"],  # fingerprint of the examples that were read, see `data.ledger`
@@ -34,19 +33,23 @@ def lineage_of(
     }
 
 
-def _examples_trained_on(config: ConfigDict, trained_on: ConfigDict) -> int | None:
-    """How many of the scored examples were trained on; None where that is another set, or not there any more."""
+def examples_trained_on(config: ConfigDict, trained_on: ConfigDict) -> dict[str, int]:
+    """How many examples of each scored split were trained on; without those where nobody can tell.
+
+    That is where another set is scored, or the one that was trained on is not there any more.
+    """
     if any(config.data.get(key) != trained_on.get(key) for key in ("source", "mixture")):
-        return None
+        return {}
     if os.path.realpath(config.data.root) != os.path.realpath(trained_on.root):
-        return None
-    size, split = config.model.image.image_size, config.evaluation.split
+        return {}
+    options, data, size = config.evaluation, config.data.to_dict(), config.model.image.image_size
     try:
         trained = open_training_source(trained_on.to_dict(), size)
     except UserError:  # its pictures may lie elsewhere by now
-        return None
-    scored = {split: (open_source(config.data.to_dict(), split, size), config.evaluation.limit)}
-    return count_trained_on(trained, scored, **counted(config.data, trained_on)).get(split)
+        return {}
+    splits = dict.fromkeys((options.split, *options.also))
+    scored = {split: (open_source(data, split, size), options.limit) for split in splits}
+    return count_trained_on(trained, scored, **counted(config.data, trained_on))
 
 
 def counted(scored: ConfigDict, trained_on: ConfigDict) -> dict[str, Any]:

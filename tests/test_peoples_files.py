@@ -139,6 +139,12 @@ def test_a_set_without_splits_says_that_it_scores_what_it_trained_on(tmp_path, c
     assert process.returncode == 0, process.stderr
     assert "10 of the examples of split val are trained on too" in process.stdout
     assert json.loads((tmp_path / "run" / "result.json").read_text())["protocol"]["examples_trained_on"] == 10
+    flags = [f"--config.checkpoint={tmp_path / 'run'}", "--config.evaluation.also=('test',)"]
+    process = cli("--config=configs/evaluate.py", *flags, f"--workdir={tmp_path / 'scored'}")
+    assert process.returncode == 0, process.stderr
+    assert "10 of the examples of split test are trained on too" in process.stdout
+    protocol = json.loads((tmp_path / "scored" / "result.json").read_text())["protocol"]
+    assert protocol["examples_trained_on"] == protocol["also"]["test"]["examples_trained_on"] == 10
 
 
 # --- words in data that become control tokens -------------------------------------------------------------------------
@@ -783,3 +789,13 @@ def test_grey_of_16_bits_may_begin_at_white_and_have_holes():
     Image.fromarray(values).save(holes, "PNG", transparency=int(values[3, 3]))
     pixels = transforms.decode(holes.getvalue())
     assert pixels[3, 3].tolist() == [255] * 3 and pixels[3, 2].tolist() != [255] * 3
+
+
+def test_of_two_names_that_differ_by_how_accents_are_written_the_composed_one_is_read(tmp_path):
+    root = pictures(tmp_path, NAMES[:2])
+    composed, apart = "\u00e9.png", "e\u0301.png"
+    for name, source in ((apart, NAMES[0]), (composed, NAMES[1])):
+        (root / "images" / source).rename(root / "images" / name)
+    (root / "captions.csv").write_text(f"image,caption\n{apart},a dog\n", encoding="utf-8")
+    source = Files(root=str(root), images="images", captions="captions.csv", split="all", splits=None)
+    assert source[0]["image"] == (root / "images" / composed).read_bytes()

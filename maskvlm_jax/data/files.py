@@ -144,11 +144,19 @@ def _drop_missing(names: list[str], folder: Path, max_missing: float, dropped: C
     return present
 
 
+def _is_composed(name: str) -> bool:
+    return unicodedata.is_normalized("NFC", name)
+
+
 def _list_folder(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Folders and files: name with composed accents -> name as it is."""
     # The first step of a walk is this folder's own listing; a folder that cannot be listed has no steps.
     _, folders, names = next(os.walk(folder), ("", [], []))
-    return tuple({unicodedata.normalize("NFC", name): name for name in found} for found in (folders, names))
+    # Of two names that differ only so, the composed one counts, as in the list.
+    return tuple(
+        {unicodedata.normalize("NFC", name): name for name in sorted(found, key=_is_composed)}
+        for found in (folders, names)
+    )
 
 
 def _clean_captions(
