@@ -1,4 +1,4 @@
-"""Flags -> config -> pretrain | finetune | evaluate | ablate | prepare.
+"""Does what a config file says, with the values that flags give: pretrain, finetune, evaluate, ablate or prepare.
 
 python -m maskvlm_jax.main --config=configs/pretrain.py
 python -m maskvlm_jax.main --config=configs/pretrain.py:size=small,data=flickr8k --config.data.root=FOLDER
@@ -19,7 +19,7 @@ import runpy
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -55,6 +55,9 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     Raises:
         UserError: an unknown flag, key, value or type; the message names the nearest.
     """
+    if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
+        print("\n".join(_help(argv)))
+        sys.exit(0)
     for arg in argv:
         if not arg.isascii() and arg != arg.encode(errors="ignore").decode():
             remedy = "rename what it names" if sys.getfilesystemencoding() == "utf-8" else "set PYTHONUTF8=1"
@@ -82,6 +85,21 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     if task not in TASKS:
         raise UserError(f"config.task is {task!r}; choose among {', '.join(TASKS)}")
     return config, buckets.folder(_WORKDIR.value or default_workdir(config))
+
+
+def _help(argv: list[str]) -> Iterator[str]:
+    """What the program is, its flags, and the values of the config that was given."""
+    yield (sys.modules["__main__"].__doc__ or __doc__).strip()
+    yield "\nFlags:"
+    for module in ("maskvlm_jax.main", sys.argv[0]):  # absl's name of the program that was started
+        for flag in flags.FLAGS.flags_by_module_dict().get(module, ()):
+            yield f"  --{flag.name:<18}{flag.help}"
+    path, structure = _config_file(argv)
+    if not path:
+        yield "\nWith a --config, --help lists its values, each of which --config.KEY=VALUE sets."
+        return
+    yield f"\nValues of {path}{':' * bool(structure)}{structure}, each of which --config.KEY=VALUE sets:"
+    yield from (f"  {key} = {value!r}" for key, value in flatten(_defaults(argv).to_dict()).items())
 
 
 def _unknown_key(argv: list[str], told: str) -> str:

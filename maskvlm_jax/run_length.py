@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from maskvlm_jax import ranges
 from maskvlm_jax.errors import UserError
 
 
@@ -19,7 +20,10 @@ def resolve_steps(config: ConfigDict, examples: int | None) -> None:
             raise UserError("steps and epochs are both 0; give --config.steps or --config.epochs")
         if examples is None:
             raise UserError(f"the steps of {config.epochs:g} epochs follow from the data; give --config.steps")
-        config.steps = max(1, round(config.epochs * examples / config.batch_size))
+        steps = config.epochs * examples / config.batch_size
+        if steps > ranges.LARGEST:
+            raise UserError(f"{config.epochs:g} epochs are {steps:g} steps; give fewer, at most {ranges.LARGEST} steps")
+        config.steps = max(1, round(steps))
     if config.eval_every < 0:
         config.eval_every = max(1, config.steps // 50)
     if config.optim.warmup_steps < 0:

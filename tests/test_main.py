@@ -188,3 +188,18 @@ def test_fine_tuning_starts_from_the_best_checkpoint_where_it_is_asked_to(cli, c
     assert process.returncode == 0, process.stderr
     told = json.loads((tmp_path / "tuned" / "result.json").read_text())["protocol"]
     assert told["initialised_from"] == f"{copy_of_run} best"
+
+
+def test_help_tells_flags_and_the_values_of_a_config(cli):
+    process = cli("--help")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "--workdir " in process.stdout and "python -m maskvlm_jax.main --config=" in process.stdout
+    process = cli("--config=configs/pretrain.py:size=mini", "--help")
+    assert process.returncode == 0 and "  model.image.image_size = " in process.stdout
+    process = cli("--config=configs/none.py", "--help")
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+
+
+def test_more_epochs_than_steps_can_be_counted_are_refused(cli, tmp_path):
+    process = cli("--config=configs/pretrain.py", "--config.epochs=1e300", f"--workdir={tmp_path / 'run'}")
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1) and "give fewer" in process.stderr

@@ -799,3 +799,11 @@ def test_of_two_names_that_differ_by_how_accents_are_written_the_composed_one_is
     (root / "captions.csv").write_text(f"image,caption\n{apart},a dog\n", encoding="utf-8")
     source = Files(root=str(root), images="images", captions="captions.csv", split="all", splits=None)
     assert source[0]["image"] == (root / "images" / composed).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["train [1].tar", "{a}.tar", "what?.tar"])
+def test_a_shard_is_found_by_its_own_name(name, tmp_path):
+    for number, shard in enumerate((name, "other.tar")):
+        write_tar(tmp_path / shard, (f"{number}.jpg", jpeg(number)), (f"{number}.txt", b"a dog"))
+    source = WebDataset(root=str(tmp_path), shards=name)
+    assert [source.id(i).rpartition("/")[2] for i in range(len(source))] == ["0"]

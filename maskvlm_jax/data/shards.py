@@ -17,7 +17,8 @@ def find_shards(root: str, pattern: str, ending: str) -> list[str]:
 
     Args:
       root: folder that the names are relative to.
-      pattern: glob ("train/*.tar", ** for any folders), with lists and ranges in braces ("{00000..00099}.tar").
+      pattern: glob ("train/*.tar", ** for any folders), with lists and ranges in braces ("{00000..00099}.tar"); or the
+        name of a shard, whatever it holds ("train [1].tar").
       ending: of the files to take.
 
     Raises:
@@ -28,6 +29,8 @@ def find_shards(root: str, pattern: str, ending: str) -> list[str]:
         raise UserError(f"data root {root!r} is not a folder; set --config.data.root=/path/to/the/data")
     if not pattern or pattern.startswith("/"):
         raise UserError(f"shards {pattern!r}: give a pattern relative to the data root, such as '*{ending}'")
+    if pattern.endswith(ending) and (folder / pattern).is_file():
+        return [posixpath.normpath(pattern)]
     found: set[str] = set()
     missing = []
     for name in expand_braces(pattern):
