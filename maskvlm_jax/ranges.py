@@ -47,7 +47,7 @@ INSIDE_ONE = Range(0, 1, (False, False))
 RANGES = {
     r"mesh\.data": SIZE_OR_AUTO,
     r"eval_every": SIZE_OR_AUTO,
-    r"data(\.mixture\.[^.]+)?\.workers": COUNT_OR_AUTO,
+    r"(data|against|mixture\.[^.]+)\.workers": COUNT_OR_AUTO,
     r"optim\.warmup_steps": COUNT_OR_AUTO,
     r"(image_size|patch|width|heads|mlp_ratio|vocab_size|channels|image_cell|accumulate|fsdp|mesh\.model)": SIZE,
     r"max_length": Range(3, whole=True),  # start token, one token, end token
