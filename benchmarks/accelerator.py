@@ -96,7 +96,7 @@ def parts(args: argparse.Namespace) -> list[list[Part]]:
 
     small = "size=tiny" if dry else "size=mini"
     brief = ["--structure", f"{small},data=scenes", "--json", *toy_flag]
-    kill = ["--steps", 20, "--kill-at", 10] if dry else ["--steps", 200, "--kill-at", 25]
+    kill = ["--steps", 60, "--kill-at", 10] if dry else ["--steps", 200, "--kill-at", 25]
     untimed = [
         *(compare(*how) for how in (("float32", "highest"), ("float32", "default"), ("bfloat16", "default"))),
         Part("bits/as it is", script("short_runs", "bits", *kill, *brief), 240),
