@@ -28,6 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from maskvlm_jax import buckets, metrics, ranges
+from maskvlm_jax import workdir as workdirs
 from maskvlm_jax.config import flatten
 from maskvlm_jax.errors import Stopped, UserError
 from maskvlm_jax.files import read_json
@@ -110,8 +111,6 @@ def run_grid(
         stop: ends those that run, their states saved; called when one of them fails.
     """
     grid, found = list(runs(config, workdir)), {}
-    if len({run.folder for run in grid}) < len(grid):
-        raise UserError("two rows have the same name")
     with ThreadPoolExecutor(config.parallel) as pool:
         futures = {pool.submit(_finish, run, execute): run for run in grid}
         try:
@@ -297,6 +296,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         if not config[key]:
             raise UserError(f"{key} is {config[key]!r}: nothing to run; give --config.{key}")
     workdir = buckets.local_folder(str(workdir), "a grid of runs")
+    folders = [run.folder for run in runs(config, workdir)]
+    if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
+        raise UserError(f"two runs would be in {twice}; give every one of --config.seeds and --config.rows once")
     workdir.mkdir(parents=True, exist_ok=True)
     _claim(config, workdir)
     commands = Commands(config.parallel, workdir / "compiled")
@@ -307,15 +309,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def _claim(config: ConfigDict, workdir: Path) -> None:
-    """Refuses a folder that holds another grid; more seeds and rows may join it."""
+    """Refuses a folder that holds another grid; more seeds and rows may join it.
+
+    One in which no run has begun is no other grid.
+    """
     path, free = workdir / "grid.json", ("seeds", "rows", "metrics", "plotted", "data_root", "name", "parallel")
     wanted = json.loads(config.to_json())
-    if path.exists():
+    begun = any(folder.is_dir() and folder.name != "compiled" for folder in workdir.iterdir())
+    if path.exists() and begun:
         there = read_json(path)
         differing = sorted(key for key in wanted if key not in free and there.get(key) != wanted[key])
         if differing:
             raise UserError(
-                f"{workdir} holds a grid with other values of {', '.join(differing)}; use another --workdir"
+                f"{workdir} holds a grid with other values of {', '.join(differing)}; use another --workdir, or its "
+                f"values to go on: {workdirs.as_flags(differing, there)}"
             )
     path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
 

@@ -40,7 +40,7 @@ def examples_trained_on(config: ConfigDict, trained_on: ConfigDict) -> dict[str,
     """
     if any(config.data.get(key) != trained_on.get(key) for key in ("source", "mixture")):
         return {}
-    if os.path.realpath(config.data.root) != os.path.realpath(trained_on.root):
+    if _root(config.data, config.data) != _root(trained_on, config.data):
         return {}
     options, data, size = config.evaluation, config.data.to_dict(), config.model.image.image_size
     try:
@@ -50,6 +50,11 @@ def examples_trained_on(config: ConfigDict, trained_on: ConfigDict) -> dict[str,
     splits = dict.fromkeys((options.split, *options.also))
     scored = {split: (open_source(data, split, size), options.limit) for split in splits}
     return count_trained_on(trained, scored, **counted(config.data, trained_on))
+
+
+def _root(data: ConfigDict, scored: ConfigDict) -> str:
+    """Where the set that is scored lies; of a mixture each set has a root of its own."""
+    return os.path.realpath((data.mixture[scored.scored] if data.mixture else data).root)
 
 
 def counted(scored: ConfigDict, trained_on: ConfigDict) -> dict[str, Any]:

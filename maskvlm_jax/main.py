@@ -108,8 +108,9 @@ def _unknown_key(argv: list[str], told: str) -> str:
     given = [re.match(r"--?config\.([^=]*)", arg) for arg in argv]
     for key in (found[1] for found in given if found):
         if key not in there:
-            # The last part alone finds a key that was put into the wrong block.
-            near = difflib.get_close_matches(key, there, n=1) or [k for k in there if k.endswith(key.split(".")[-1])]
+            # A key that was put into the wrong block has the right last part.
+            same = [other for other in there if other.rpartition(".")[2] == key.rpartition(".")[2]]
+            near = difflib.get_close_matches(key, same, n=1, cutoff=0.0) or difflib.get_close_matches(key, there, n=1)
             return f"there is no config key {key}" + (f"; did you mean {near[0]}?" if near else "")
     return told
 

@@ -147,9 +147,20 @@ def _is_finished(split: Split) -> bool:
             raise UserError(
                 f"{folder} was prepared{'' if finished else ' in part'} {other}; use another --config.out, or remove it"
             )
+        if finished:
+            _check_files(folder)
     elif folder.exists() and {path.name for path in folder.iterdir()} - {"work"}:
         raise UserError(f"{folder} holds other files; use another --config.out")
     return finished
+
+
+def _check_files(folder: Path) -> None:
+    """A finished split has all its files, of their sizes; their bytes are compared by `config.verify`."""
+    for file in records.files(records.read_manifest(folder)):
+        path = folder / file.name
+        if not path.is_file() or path.stat().st_size != file.bytes:
+            wrong = "is not of the size that was written" if path.is_file() else "is missing"
+            raise UserError(f"{path} {wrong}; copy it again, or remove {folder} to have all of it written anew")
 
 
 def _prepare(split: Split, config: ConfigDict, crew: pieces.Crew) -> None:

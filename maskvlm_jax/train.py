@@ -227,8 +227,9 @@ def _compile_ahead(config: ConfigDict, built: Built, mesh: jax.sharding.Mesh) ->
 def _introduce(config, workdir: Path, source: Source, tokenizer: Tokenizer, state: TrainState) -> None:
     """Prints what is about to be trained and writes the table of its parameters."""
     parameters, start = sum(x.size for x in jax.tree.leaves(state.params)), int(state.step)
+    pictures = pipeline.count_examples(source, config.data.get("limit", 0))
     print(
-        f"{config.name}: {parameters:,} parameters, {len(source):,} pictures, {tokenizer.vocab_size} tokens, "
+        f"{config.name}: {parameters:,} parameters, {pictures:,} pictures, {tokenizer.vocab_size} tokens, "
         f"{jax.device_count()} {jax.default_backend()} device(s), {'step ' + str(start) if start else 'a new run'} "
         f"in {workdir}"
     )

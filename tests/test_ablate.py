@@ -119,3 +119,17 @@ def test_a_folder_of_another_grid_is_refused_and_more_seeds_are_not(tmp_path, mo
 def test_a_run_that_fails_is_told_with_its_log(tmp_path):
     with pytest.raises(UserError, match=r"pretrain.log: error: there is no config key"):
         ablate.Commands(1, tmp_path)(["--config=configs/pretrain.py", "--config.nothing=1"], tmp_path / "pretrain.log")
+
+
+def test_a_refused_grid_claims_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate, "Commands", FakeCommands)
+    with pytest.raises(UserError, match=r"two runs would be in .*seed0; give every one of --config.seeds"):
+        ablate.run(small_grid(seeds=(0, 0)), tmp_path / "grid")
+    assert not (tmp_path / "grid").exists()
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "grid.json").write_text("{}")  # of a command that began no run
+    monkeypatch.setattr(ablate, "run_grid", lambda config, workdir, *rest: (workdir / "table.md").write_text(""))
+    ablate.run(small_grid(), tmp_path / "grid")
+    (tmp_path / "grid" / "row").mkdir()
+    with pytest.raises(UserError, match=r"other values of steps; use another --workdir, or .*: --config.steps=3"):
+        ablate.run(small_grid(steps=4), tmp_path / "grid")

@@ -807,3 +807,25 @@ def test_a_shard_is_found_by_its_own_name(name, tmp_path):
         write_tar(tmp_path / shard, (f"{number}.jpg", jpeg(number)), (f"{number}.txt", b"a dog"))
     source = WebDataset(root=str(tmp_path), shards=name)
     assert [source.id(i).rpartition("/")[2] for i in range(len(source))] == ["0"]
+
+
+def test_a_mixture_is_trained_and_scored_to_the_end(tmp_path, cli):
+    root = pictures(tmp_path / "data", NAMES)
+    command = ["--config=configs/pretrain.py:size=tiny,data=files+scenes", f"--workdir={tmp_path / 'run'}"]
+    where = f"--config.data.mixture.files.root={root}"
+    limits = ["--config.data.mixture.scenes.limit=7", "--config.evaluation.also=('train',)"]
+    for flags, told in (
+        ([f"--config.data.root={root}"], "did you mean data.mixture.files.root?"),
+        (
+            [where, "--config.evaluation.split=novel"],
+            "files: there is no split 'novel' in --config.data.mixture.files.",
+        ),
+    ):
+        process = cli(*command, *toy_flags(), *flags)
+        assert (process.returncode, process.stderr.count("\n")) == (2, 1) and told in process.stderr
+    process = cli(*command, *toy_flags(), where, *limits)
+    assert process.returncode == 0, process.stderr
+    assert ", 17 pictures, " in process.stdout  # 10 and the first 7
+    protocol = json.loads((tmp_path / "run" / "result.json").read_text())["protocol"]
+    # val is a part of train; the pictures of scenes are of another set
+    assert (protocol["examples_trained_on"], protocol["also"]["train"]["examples_trained_on"]) == (2, 10)

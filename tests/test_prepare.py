@@ -290,6 +290,20 @@ def test_a_process_that_is_killed_is_told(albums):
         crew.run(deadly, "")
 
 
+def test_a_finished_set_that_lacks_a_file_is_told(albums, tmp_path):
+    run(settings(tmp_path))
+    shard = next(tmp_path.rglob("*.array_record"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=f"{shard.name} is not of the size that was written; copy it again"):
+        run(settings(tmp_path))
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard.name} is missing; copy it again, or remove {shard.parent}"):
+        run(settings(tmp_path))
+    shard.write_bytes(whole)
+    run(settings(tmp_path))
+
+
 def test_a_finished_set_is_left_alone(albums, tmp_path, capsys):
     run(settings(tmp_path))
     before = contents(tmp_path)

@@ -123,13 +123,18 @@ class MakeExample(grain.transforms.RandomMap):
         return pixels
 
 
+def count_examples(source: Source, limit: int) -> int:
+    """The number of examples trained on; `limit` as in `order`."""
+    return sum(source.sizes) if isinstance(source, Mixture) else min(limit or len(source), len(source))
+
+
 def check_batch_size(source: Source, batch_size: int, limit: int) -> int:
     """The number of examples trained on.
 
     Raises:
         UserError: a batch larger than that.
     """
-    examples = sum(source.sizes) if isinstance(source, Mixture) else min(limit or len(source), len(source))
+    examples = count_examples(source, limit)
     if batch_size > examples:
         raise UserError(
             f"batch_size {batch_size} is larger than the data, {examples} examples; lower --config.batch_size"

@@ -4,7 +4,8 @@ import bisect
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -49,8 +50,18 @@ def open_source(data: Mapping[str, Any], split: str, image_size: int) -> Source:
         parts = dict(_parts(data))
         if data["scored"] not in parts:
             raise UserError(f"data.scored is {data['scored']!r}; choose among {', '.join(parts)}")
-        data = parts[data["scored"]]
+        with _of_a_mixture(data["scored"]):
+            return open_source(parts[data["scored"]], split, image_size)
     return cleaning.Cleaned(_open(data, split, image_size), data["clean"])
+
+
+@contextmanager
+def _of_a_mixture(name: str) -> Iterator[None]:
+    """Errors name the flags of a set of a mixture, where it would name those of a set alone."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}".replace("--config.data.", f"--config.data.mixture.{name}.")) from error
 
 
 def open_training_source(data: Mapping[str, Any], image_size: int) -> Source:
@@ -59,11 +70,8 @@ def open_training_source(data: Mapping[str, Any], image_size: int) -> Source:
         return open_source(data, data["split"], image_size)
     parts = []
     for name, part in _parts(data):
-        try:
+        with _of_a_mixture(name):
             source = open_source(part, part["split"], image_size)
-        except UserError as error:  # which names flags of a set that is not in a mixture
-            told = str(error).replace("--config.data.", f"--config.data.mixture.{name}.")
-            raise UserError(f"{name}: {told}") from error
         parts.append((name, source, part["weight"], part["limit"]))
     return Mixture(parts)
 
