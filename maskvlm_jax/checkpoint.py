@@ -147,9 +147,7 @@ class Checkpoints:
         try:
             return self._checkpointer.load_checkpointables(step, {"progress": None})["progress"]
         except Exception as error:  # as above
-            raise UserError(
-                f"checkpoint {self._folder / str(step)} cannot be read: {first_line(error)}; choose another checkpoint"
-            ) from error
+            raise self._unreadable(step, error) from error
 
     def load_params(self, step: int, abstract: Params, *, weights: str = "params", part: bool = False) -> Params:
         """The parameters ("params") or their moving average ("ema") of one step; `part`: there may be more of them.
@@ -163,9 +161,12 @@ class Checkpoints:
             with context:
                 return self._checkpointer.load_checkpointables(step, {weights: abstract})[weights]
         except Exception as error:  # as above
-            raise UserError(
-                f"checkpoint {self._folder / str(step)} cannot be read: {first_line(error)}; choose another checkpoint"
-            ) from error
+            raise self._unreadable(step, error) from error
+
+    def _unreadable(self, step: int, error: Exception) -> UserError:
+        others = [str(other) for other in self.steps if other != step]
+        remedy = f"set --config.checkpoint_step to {' or '.join(others)}" if others else "there is no other beside it"
+        return UserError(f"checkpoint {self._folder / str(step)} cannot be read ({first_line(error)[:120]}); {remedy}")
 
     def check(self) -> None:
         """Looks, without waiting, at what is being saved.

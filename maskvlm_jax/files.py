@@ -20,7 +20,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read ({error}); restore it from a copy, or name another folder") from error
 
 
 def write_json(path: Path, value: Any) -> None:

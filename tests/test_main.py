@@ -203,3 +203,15 @@ def test_help_tells_flags_and_the_values_of_a_config(cli):
 def test_more_epochs_than_steps_can_be_counted_are_refused(cli, tmp_path):
     process = cli("--config=configs/pretrain.py", "--config.epochs=1e300", f"--workdir={tmp_path / 'run'}")
     assert (process.returncode, process.stderr.count("\n")) == (2, 1) and "give fewer" in process.stderr
+
+
+def test_a_checkpoint_that_cannot_be_read_names_those_that_may(cli, copy_of_run, tmp_path):
+    steps = sorted(int(folder.name) for folder in (copy_of_run / "checkpoints").iterdir() if folder.name.isdigit())
+    shutil.rmtree(copy_of_run / "checkpoints" / str(steps[-1]) / "params")
+    flags = [f"--config.checkpoint={copy_of_run}", f"--workdir={tmp_path / 'scored'}"]
+    process = cli("--config=configs/evaluate.py", *flags)
+    others = " or ".join(map(str, steps[:-1]))
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
+    assert (
+        process.stderr.endswith(f"; set --config.checkpoint_step to {others}\n") and not (tmp_path / "scored").exists()
+    )
