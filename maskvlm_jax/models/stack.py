@@ -85,10 +85,11 @@ def _placed(x_BSD: jax.Array) -> jax.Array:
     """The residual stream as blocks want it: its rows split over devices, each position's vector in one piece.
 
     XLA would lay it out by what reads it at the end. Where two views are cut out of one batch it chose, for an H100,
-    (position, width, example), and every product turned it and back.
+    (position, width, example), and every product turned it and back. Over several devices it is left to itself: with
+    the constraint some shapes are gathered more often.
     """
     x_BSD = split_rows(x_BSD)
-    if jax.default_backend() != "gpu":
+    if jax.default_backend() != "gpu" or jax.sharding.get_abstract_mesh().size > 1:
         return x_BSD
     return with_layout_constraint(x_BSD, Layout(major_to_minor=tuple(range(x_BSD.ndim))))
 

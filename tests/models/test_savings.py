@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from maskvlm_jax import sharding
 from maskvlm_jax.context import Context
 from maskvlm_jax.models import primitives
 from maskvlm_jax.models.cross import CrossStack, Memory
@@ -230,6 +231,15 @@ def test_sequences_of_even_length_and_layouts_for_a_gpu_change_no_number(shallow
     toy.assert_trees_close(values, shallow[0][0], TOLERANCE)
     toy.assert_trees_close(gradients, shallow[0][1], TOLERANCE)
     assert {keys for _, keys in padded} == {toy.LENGTH, 2 + toy.PATCHES}  # none of 1 + toy.PATCHES, which is odd
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_one_gpu_alone_is_told_a_layout(devices, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    stack = Stack(lambda rngs: nnx.Linear(4, 4, rngs=rngs), 2, rngs=nnx.Rngs(0))
+    with jax.set_mesh(sharding.make_mesh(data=devices, fsdp=1, model=1, devices=jax.devices()[:devices])):
+        traced = jax.make_jaxpr(lambda x: stack.scan(lambda block, x, _: block(x), x))(jnp.ones((8, 3, 4)))
+    assert ("layout_constraint" in str(traced)) == (devices == 1)
 
 
 def test_a_context_computes_every_memory_once(monkeypatch):
