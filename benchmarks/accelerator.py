@@ -176,7 +176,9 @@ class Results:
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(1, len(parts))) as pool:
             turns = {part.name: Path(folder) / str(i) for i, part in enumerate(parts)}
             runs = {
-                part.name: pool.submit(self.run, part._replace(environment={command.TURN: str(turns[part.name])}))
+                part.name: pool.submit(
+                    self.run, part._replace(environment={**part.environment, command.TURN: str(turns[part.name])})
+                )
                 for part in parts
             }
             while waiting := [name for name, run in runs.items() if not run.done()]:
