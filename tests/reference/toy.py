@@ -1,4 +1,4 @@
-"""A tiny pretrainer with random parameters, batches for it, and parameters by path: what many tests share."""
+"""A tiny learner with random parameters, batches for it, and parameters by path: what many tests share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskvlm_jax.optim import map_by_path, parameter_path
-from maskvlm_jax.pretrainer import Pretrainer
+from maskvlm_jax.objectives.context import Context
+from maskvlm_jax.objectives.learner import Learner
+from maskvlm_jax.parallel.parameters import map_by_path, parameter_path
 
 PIXELS, PATCH, WIDTH, HEADS, LENGTH, VOCAB = 16, 4, 16, 2, 9, 24
 PATCHES = (PIXELS // PATCH) ** 2
@@ -39,14 +40,12 @@ def randomised(build: Callable[[], nnx.Module]) -> nnx.Module:
     return nnx.merge(graphdef, map_by_path(value, nnx.to_pure_dict(state)))
 
 
-def pretrainer(
-    *, depth: int = 2, objectives: dict | None = None, more: dict | None = None, **changes: Any
-) -> Pretrainer:
+def learner(*, depth: int = 2, objectives: dict | None = None, more: dict | None = None, **changes: Any) -> Learner:
     """All four objectives; `changes` are of `shared`, `objectives` more arguments by label, `more` of the model."""
     block = {"width": WIDTH, "heads": HEADS, "mlp_ratio": 2, "dropout": 0.0}
     cross = {**block, "depth": depth, "norm": "post"}
     model = {
-        "image": {**block, "image_size": PIXELS, "patch": PATCH, "depth": 1},
+        "image": {**block, "image_size": PIXELS, "patch": PATCH, "depth": 1, "eps": 1e-6},
         "text": {**block, "vocab_size": VOCAB, "max_length": LENGTH, "depth": 1, "norm": "post"},
         "fusion": {**cross, "kind": "cross", "streams": "both"},
         "embed": 8,
@@ -59,8 +58,8 @@ def pretrainer(
         name: {"name": name, "weight": 1.0, **arguments, **(objectives or {}).get(name, {})}
         for name, arguments in names.items()
     }
-    arguments = {"model": model, "objectives": labelled, "masked_patches": MASKED_PATCHES, "text_ratio": TEXT_RATIO}
-    return randomised(lambda: Pretrainer(**arguments, rngs=nnx.Rngs(0)))
+    arguments = {"model": model, "objectives": labelled, "masked_patch_count": MASKED_PATCHES, "text_ratio": TEXT_RATIO}
+    return randomised(lambda: Learner(**arguments, rngs=nnx.Rngs(0)))
 
 
 def batch(size: int = 4, seed: int = 0) -> dict[str, np.ndarray]:
@@ -85,6 +84,12 @@ def batch(size: int = 4, seed: int = 0) -> dict[str, np.ndarray]:
         "pair_id": np.stack([np.arange(size), 100 + np.arange(size)], axis=1).astype(np.int32),
         "example_valid": np.ones(size, bool),
     }
+
+
+def fuse_pairs(ctx: Context, image_ids_P: Any, text_ids_P: Any) -> jax.Array:
+    """pair_PD, what is matched, of image `image_ids_P[p]` with caption `text_ids_P[p]` of a context."""
+    image, text = ctx._pair_sides()
+    return ctx._match(image.gather(jnp.asarray(image_ids_P)), text.gather(jnp.asarray(text_ids_P)))
 
 
 def by_path(params: Any) -> dict[str, np.ndarray]:

@@ -1,0 +1,1 @@
+"""Weights of other programs' encoders, read into ours."""

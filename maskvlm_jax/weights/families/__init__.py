@@ -1,0 +1,1 @@
+"""Families of encoders: what their files call what ours have; see `base`."""
