@@ -1,0 +1,284 @@
+"""A trained model in Python: pictures and captions in, NumPy out.
+
+model = maskvlm_jax.load("runs/maskvlm-tiny-scenes")
+images, texts = model.encode_images(["a.jpg", "b.png"]), model.encode_texts(["a red square"])
+model.similarity(texts, images)
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from maskvlm_jax.data import tokenizer as tokenizers
+from maskvlm_jax.evaluators.predictor import Functions, Predictor
+from maskvlm_jax.objectives.base import PredictsPixels, PredictsWords, ScoresPairs, TrainsEmbeddings, label_of
+from maskvlm_jax.parallel import sharding
+from maskvlm_jax.runtime import buckets
+from maskvlm_jax.serving import functions, pictures, rebuilding
+from maskvlm_jax.serving.pictures import OnError, Picture
+from maskvlm_jax.serving.runner import Arrays, Runner, many_texts
+from maskvlm_jax.settings import rules
+from maskvlm_jax.training import build, stored_model
+
+# Two unmatched pairs for a matched one are what matching is trained on.
+_PRIOR_LOG_ODDS = -np.log(2.0)
+
+
+def _probability(odds: np.ndarray) -> np.ndarray:
+    """Of a pair's belonging together, where matched and unmatched are as likely before."""
+    return 1 / (1 + np.exp(_PRIOR_LOG_ODDS - odds))
+
+
+def load(
+    folder: str | os.PathLike, *, step: str = "latest", weights: str = "params", dtype: str = "", batch_size: int = 64
+) -> "Model":
+    """The model of a run's workdir or of an export, on jax's default devices.
+
+    Args:
+        folder: of either.
+        step: of a workdir: "latest", "best" or a number.
+        weights: "params" or "ema", their moving average.
+        dtype: of products and activations, "float32" or "bfloat16"; "" = as it was trained: bfloat16 on TPU and GPU.
+        batch_size: pictures, captions or pairs that are computed at once; what is given to one call has no limit.
+
+    Raises:
+        UserError: there is no such model, or it cannot be read.
+    """
+    return Model(os.fspath(folder), step=str(step), weights=weights, dtype=dtype, batch_size=batch_size)
+
+
+class Model:
+    """A trained model; made by `load`.
+
+    Pictures are paths, encoded bytes, Pillow images or uint8 arrays (Y, X, 3), one or a list of mixed kinds. One
+    picture or one text gives one row, without the axis of a list; an empty list gives no rows. Order is kept. What
+    cannot be asked of this model (it was trained without that objective) raises ValueError, a broken picture
+    `PictureError`, a ValueError that names it.
+
+    Attributes:
+        config: of the run, an `ml_collections.ConfigDict`.
+        step: of the run.
+        tokenizer: see `data.tokenizer.Tokenizer`.
+        image_size: pixels of the square that pictures are squeezed to.
+        max_length: tokens of a caption, those of start and end among them; what is longer is cut.
+        embed_dim: E of the contrastive space; 0 = there is none.
+    """
+
+    def __init__(self, folder: str, *, step: str, weights: str, dtype: str, batch_size: int):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; give at least 1")
+        self._folder = buckets.folder(folder)
+        self._mesh = sharding.make_mesh(data=-1, fsdp=1, model=1)
+        with jax.set_mesh(self._mesh):
+            found = stored_model.read(self._folder, self._mesh, step=step, weights=weights, dtype=dtype)
+        self.config, self.step, self._weights = found.config, found.step, weights
+        # The best checkpoint has a folder of its own; the latest may be another by the time that it is saved.
+        self._step = step if step == "best" else str(found.step)
+        self.tokenizer = tokenizers.load(self._folder / "tokenizer")
+        self._objectives = rules.active_objectives(self.config)
+        self._predictor = Predictor(
+            Functions(found.graphdef), found.params, objectives=self._objectives, mesh=self._mesh
+        )
+        image, text = self.config.model.image, self.config.model.text
+        self.image_size, self.max_length, self.embed_dim = image.image_size, text.max_length, self.config.model.embed
+        self._patch, self._grid = image.patch, image.image_size // image.patch
+        self._runner = Runner(
+            self._predictor,
+            self._mesh,
+            self.tokenizer,
+            image_size=self.image_size,
+            patches=self._grid**2,
+            max_length=self.max_length,
+            batch_size=batch_size,
+        )
+
+    @property
+    def temperature(self) -> float:
+        """τ of the contrastive loss; similarities are not divided by it."""
+        self._needs(TrainsEmbeddings, "contrastive space")
+        with jax.set_mesh(self._mesh):
+            return self._predictor.temperature()
+
+    def encode_images(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        normalize: bool = True,
+        progress: bool = False,
+        on_error: OnError = "raise",
+    ) -> np.ndarray:
+        """Pictures in the contrastive space.
+
+        Args:
+            normalize: make each of unit length, so that products are cosines.
+            progress: show a bar.
+            on_error: "raise", or "skip": the row of a broken picture is NaN, and a warning names it.
+        Returns:
+            (n, E) float32, (E,) of one picture.
+        """
+        self._needs(TrainsEmbeddings, "contrastive space")
+        function = functions.unit_image_vectors if normalize else functions.image_vectors
+        return self._runner.of_images(images, function, (self.embed_dim,), progress=progress, on_error=on_error)
+
+    def encode_texts(self, texts: str | Iterable[str], *, normalize: bool = True, progress: bool = False) -> np.ndarray:
+        """Captions in the contrastive space, (n, E) float32, (E,) of one; arguments as of `encode_images`."""
+        self._needs(TrainsEmbeddings, "contrastive space")
+        function = functions.unit_text_vectors if normalize else functions.text_vectors
+        return self._runner.of_texts(texts, function, (self.embed_dim,), progress=progress)
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """(n, m) cosines of the rows of two arrays that `encode_images` or `encode_texts` made."""
+        a, b = (np.atleast_2d(np.asarray(x, np.float32)) for x in (a, b))
+        a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (a, b))
+        return a @ b.T
+
+    def features(
+        self, images: Picture | Iterable[Picture] | None = None, texts: str | Iterable[str] | None = None
+    ) -> Arrays:
+        """What the encoders make of pictures and captions, before any projection.
+
+        Returns:
+            "image" (n, S, D), the class token and other tokens before the patches; "text" (n, L, D) and "text_valid"
+            (n, L), False at padding; of what was given. One picture or text has no axis n.
+        """
+        found = {}
+        if images is not None:
+            shape, _ = build.feature_shape(self.config)
+            found["image"] = self._runner.of_images(images, functions.image_tokens, shape)
+        if texts is not None:
+            many, single = many_texts(texts)
+            shape = self.max_length, self.config.model.text.width
+            rows = self._runner.of_texts(many, functions.text_tokens, shape)
+            valid = np.array([self.tokenizer.encode(text, self.max_length)[2] for text in many], bool)
+            valid = valid.reshape(-1, self.max_length)
+            found |= {"text": rows[0], "text_valid": valid[0]} if single else {"text": rows, "text_valid": valid}
+        return found
+
+    def match(
+        self,
+        images: Picture | Iterable[Picture],
+        texts: str | Iterable[str],
+        *,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """The probability that picture i and text i belong together, before which matched and unmatched are as likely.
+
+        The head's log-odds are of one matched pair among two unmatched ones that were hard to tell; what is given here
+        is corrected for their number.
+
+        Args:
+            images, texts: as many of both, or one of either.
+        Returns:
+            (n,) float32; a scalar of one picture and one text.
+        """
+        self._needs(ScoresPairs, "matching head")
+        odds, single = self._runner.of_pairs(images, texts, functions.log_odds, progress=progress)
+        return _probability(odds)[0] if single else _probability(odds)
+
+    def rank(
+        self, query: Picture | str, candidates: Sequence[Any], *, k: int = 10, rerank: int = 64
+    ) -> list[dict[str, Any]]:
+        """The candidates that fit a query best: first by cosine, then the nearest by matching too.
+
+        Args:
+            query: a text, whose candidates are pictures; or a picture, whose candidates are texts. A path is given as
+                a `Path`, since a string is a text.
+            k: how many are wanted.
+            rerank: how many are matched with the query, at least the k that are wanted; 0 = none.
+        Returns:
+            at most k of {"index": of the candidates, "score": cosine, "match": probability, None where it was not
+            computed}, the best first.
+        """
+        if k < 1 or rerank < 0:
+            raise ValueError(f"k is {k} and rerank {rerank}; give at least 1 and 0")
+        of_texts = not isinstance(query, str)
+        candidates, single = many_texts(candidates) if of_texts else pictures.many(candidates)
+        if single:
+            raise ValueError("candidates are one text or picture; give a list of them")
+        own = self.encode_images(query) if of_texts else self.encode_texts(query)
+        others = self.encode_texts(candidates) if of_texts else self.encode_images(candidates)
+        cosine = others @ own
+        order = np.argsort(-cosine, kind="stable")
+        match = dict.fromkeys(order.tolist())
+        if rerank and len(order) and self._predictor.offers(ScoresPairs):
+            top = order[: max(rerank, k)]
+            chosen = [candidates[i] for i in top]
+            pair = (query, chosen) if of_texts else (chosen, query)
+            odds, _ = self._runner.of_pairs(*pair, functions.log_odds)
+            label = label_of(self._objectives, ScoresPairs)
+            adds = self._objectives[label].adds_similarity(self.config.objectives[label])
+            score = odds + (cosine[top] / self.temperature if adds else 0)
+            order = np.concatenate([top[np.argsort(-score, kind="stable")], order[len(top) :]])
+            match |= dict(zip(top.tolist(), _probability(odds).tolist(), strict=True))
+        return [{"index": int(i), "score": float(cosine[i]), "match": match[int(i)]} for i in order[:k]]
+
+    def classify(
+        self,
+        images: Picture | Iterable[Picture],
+        labels: Sequence[str],
+        *,
+        templates: Sequence[str] = ("a photo of a {}.",),
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Probabilities of classes that are known by their names alone.
+
+        Args:
+            templates: {} stands for the name; the vectors of all of them are averaged.
+        Returns:
+            (n, c) float32, (c,) of one picture; rows sum to 1.
+        """
+        for name, given in (("labels", labels), ("templates", templates)):
+            if isinstance(given, str) or not given:
+                raise ValueError(f"{name} is {given!r}; give a list of at least one")
+        if wrong := [template for template in templates if template.count("{}") != 1]:
+            raise ValueError(f"the template {wrong[0]!r} must have {{}} once, for the name of the class")
+        texts = [template.replace("{}", label) for label in labels for template in templates]
+        vectors = self.encode_texts(texts).reshape(len(labels), len(templates), -1).mean(1)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        logits = self.encode_images(images, progress=progress) @ vectors.T / self.temperature
+        odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return odds / odds.sum(axis=-1, keepdims=True)
+
+    def fill_masks(self, image: Picture | None, text: str, *, k: int = 5) -> list[list[dict[str, Any]]]:
+        """The likeliest tokens in the place of every [MASK] of a text, given the picture.
+
+        Args:
+            image: None = a picture of the mean colour, which tells nothing.
+            text: with [MASK] or the tokenizer's own mask token, at most as often as training hides words.
+        Returns:
+            of each place k of {"word", "probability"}, the likeliest first.
+        """
+        self._needs(PredictsWords, "head of masked words")
+        label = label_of(self._objectives, PredictsWords)
+        return rebuilding.fill_masks(self._runner, self.config, self.config.objectives[label], image, text, k)
+
+    def reconstruct(self, image: Picture, text: str, *, seed: int = 0) -> Arrays:
+        """A picture whose hidden patches are rebuilt from the visible ones and a text.
+
+        Args:
+            seed: draws which patches are hidden, as many as in training.
+        Returns:
+            "image" and "masked" (Y, X, 3) uint8: rebuilt, and with grey in the place of what was hidden; "hidden" (N,)
+            bool, patches row by row.
+        """
+        self._needs(PredictsPixels, "head of masked pictures")
+        return rebuilding.reconstruct(self._runner, self.config, image, text, seed)
+
+    def save(self, folder: str | os.PathLike, *, stablehlo: bool = False) -> None:
+        """Writes the model as an export, see `python -m maskvlm_jax.export`.
+
+        Raises:
+            UserError: the folder exists or cannot be written.
+        """
+        from maskvlm_jax.training import exporting  # reads the model anew, as it is stored
+
+        exporting.export(
+            str(self._folder), os.fspath(folder), step=self._step, weights=self._weights, stablehlo=stablehlo
+        )
+
+    def _needs(self, role: type, what: str) -> None:
+        if not self._predictor.offers(role):
+            raise ValueError(f"{self.config.name} has no {what}: it was trained without")
