@@ -8,7 +8,7 @@ and weights, of the matching loss and of all losses.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, data_sets
 
 LABELS = {"ITC": "contrastive", "ITM": "matching", "MLM": "masked_text", "MIM": "masked_image"}
 RETRIEVAL = ("t2i_r1", "i2t_r1", "mean_recall", "rerank_t2i_r1", "rerank_i2t_r1", "rerank_mean_recall")
@@ -23,7 +23,7 @@ PROBES = (
 
 def get_config(arg: str = "") -> ConfigDict:
     """A grid; `arg` is the text after the colon."""
-    choice = common.parse_arg(arg, table=TABLES, size=common.SIZES, data=common.DATA, mixed="data")
+    choice = common.parse_arg(arg, table=TABLES, size=common.WHOLE_SIZES, data=data_sets.DATA, mixed="data")
     config = ConfigDict()
     config.task = "ablate"
     config.name = f"{choice['table']}-{choice['size']}-{choice['data']}"
@@ -42,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Every run's command: a config file with its structure, and flags that every row gets.
     config.pretrain, config.finetune = "configs/pretrain.py", "configs/finetune_retrieval.py"
     config.structure = f"size={choice['size']},data={choice['data']}"
-    config.flags = ("evaluation.also=()", "evaluation.figures=0")
+    config.flags = ("evaluation.extra_splits=()", "evaluation.figures=0")
     if not scenes:  # rows compare at a fraction of the full evaluation's cost
         config.flags += ("evaluation.captions_per_image=1", "evaluation.rerank_k=16")
     # (name, recipe, flags of this row)

@@ -9,18 +9,19 @@ Values that are not set are those of the run. With data=NAME after the colon the
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import common
+from configs import common, data_sets
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config of an evaluation; `arg` is the text after the colon."""
-    name = common.parse_arg(arg, data=("run", *common.DATA))["data"]
+    name = common.parse_arg(arg, data=("run", *data_sets.DATA))["data"]
     config = ConfigDict()
     config.task = "evaluate"
     config.checkpoint = ""  # a workdir
     config.checkpoint_step = "latest"  # latest | best | a number
-    config.data = common.data_block("scenes" if name == "run" else name)
+    config.data = data_sets.data_block("scenes" if name == "run" else name)
     config.evaluation = common.evaluation_block("scenes" if name == "run" else name)
+    config.evals = ConfigDict()  # those of the run; a line here is one more
     if name == "run":
         for block in (config.data, config.evaluation):
             _unset(block)

@@ -6,15 +6,16 @@
 The structure after the colon is that of the pre-training run. A recipe without a contrastive space (mlim, m3ae) learns
 to match against random negatives.
 
-Differs from the paper: the picture size is that of pre-training (384 pixels there), and the last step is scored beside
-the best one, which `best/` holds. `--config.checkpoint_step=best` starts from the best checkpoint of the run, not from
-its newest. MLIM's modality dropout is `--config.data.modality_dropout`; it is off, since a pair that has lost a side
-cannot be told matched from unmatched.
+Differs from the paper: the picture size is that of pre-training unless `--config.model.image.image_size` gives another
+(384 pixels there; positions are resized), and the last step is scored beside the best one, which `best/` holds.
+`--config.checkpoint_step=best` starts from the best checkpoint of the run, not from its newest. MLIM's modality dropout
+is `--config.data.modality_dropout`; it is off, since a pair that has lost a side cannot be told matched from unmatched.
 """
 
 from ml_collections import ConfigDict
 
-from configs import pretrain, recipes
+from configs import pretrain
+from configs.recipes import parts
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -24,9 +25,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name += "-retrieval"
     config.objectives = ConfigDict()
     if config.model.embed:
-        config.objectives.contrastive = ConfigDict({"name": "contrastive", "weight": 1.0})
+        config.objectives.contrastive = ConfigDict(parts.contrastive())
     if config.model.fusion.kind != "none":
-        config.objectives.matching = ConfigDict(recipes.matching())
+        config.objectives.matching = ConfigDict(parts.matching())
         config.objectives.matching.negatives = "hard" if config.model.embed else "random"
     config.optim.ema_decay = 0.0
     if config.batch_size >= 512:
@@ -35,8 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.optim.lr = config.optim.encoder_lr = 1e-5
         config.optim.warmup_steps, config.eval_every, config.checkpoint_every = 0, 440, 440
     else:
-        # From an encoder that is minutes old: a third of its rate, a quarter of its steps.
-        config.steps //= 4
-        config.optim.lr /= 3
-        config.optim.encoder_lr = config.optim.lr
+        # A third of the rates of pre-training, a quarter of its length.
+        config.steps, config.epochs = config.steps // 4, config.epochs / 4
+        config.optim.lr, config.optim.encoder_lr = config.optim.lr / 3, config.optim.encoder_lr / 3
     return config

@@ -8,16 +8,16 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, data_sets
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config of a preparation; `arg` is the text after the colon."""
-    choice = common.parse_arg(arg, data=common.DATA, against=("none", *common.DATA))
+    choice = common.parse_arg(arg, data=data_sets.DATA, against=("none", *data_sets.DATA))
     config = ConfigDict()
     config.task = "prepare"
     config.name = choice["data"]
-    config.data = common.data_block(choice["data"])
+    config.data = data_sets.data_block(choice["data"])
     config.image_size = 64  # pixels that generated scenes are drawn at
 
     config.out = ""  # folder of the shards, one folder a split in it
@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.against_name = choice["against"]
     config.against = ConfigDict()
     if choice["against"] != "none":
-        config.against = common.data_block(choice["against"])
+        config.against = data_sets.data_block(choice["against"])
         config.against.split = common.evaluation_block(choice["against"]).split
     # Bits in which the hashes of two pictures differ that count as one. Resized and re-encoded copies differ in 0 to 4;
     # of the 6 million pairs of Flickr8k's train and dev pictures none differs in less than 10.

@@ -10,8 +10,11 @@
     pair_id        B,2 int32          hashes of picture and caption: where either is equal, not a negative
     example_valid  B bool             False = padding of a last evaluation batch
 
+Fields that a config adds (`config.data.fields`) follow under their own names, and where features of a frozen image
+encoder are kept (`config.data.cache_features`), `image_features` (B,S,D): what it makes of the whole picture.
+
 The pipeline yields two more for the host alone: `index` (B int64, which example of the source) and `replaced` (B int8,
-not 0 where that example is broken and another stands in for it: `pipeline.BROKEN[replaced]` says why).
+not 0 where that example is broken and another stands in for it: `training_stream.BROKEN[replaced]` says why).
 
 `pair_id` holds two hashes, of the picture's bytes and the caption's words, rather than one id so that a picture with
 one caption in common with a second, and another in common with a third, needs no look at the whole set: an example's
@@ -24,11 +27,12 @@ from typing import TypedDict
 
 import numpy as np
 
-from maskvlm_jax.data import masking
-from maskvlm_jax.data.tokenizer import Tokenizer
-from maskvlm_jax.data.transforms import IMAGENET_MEAN
+from maskvlm_jax.runtime.pixels import IMAGENET_MEAN
 
 HOST_KEYS = ("index", "replaced")
+FEATURES = "image_features"
+# Arrays (B, L) of captions, and their types.
+TEXT = {"tokens": np.int32, "tokens_masked": np.int32, "token_valid": bool, "text_masked": bool}
 _WORDS = re.compile(r"\w+")
 MEAN_COLOUR = np.rint(np.array(IMAGENET_MEAN) * 255).astype(np.uint8)
 
@@ -44,23 +48,6 @@ class Batch(TypedDict):
     text_masked: np.ndarray
     pair_id: np.ndarray
     example_valid: np.ndarray
-
-
-def batch_shapes(
-    batch_size: int, *, image_size: int, patch: int, length: int
-) -> dict[str, tuple[tuple[int, ...], type]]:
-    """(shape, type) of each array of a batch as the device gets it."""
-    patches, text = (image_size // patch) ** 2, (batch_size, length)
-    return {
-        "image": ((batch_size, image_size, image_size, 3), np.uint8),
-        "tokens": (text, np.int32),
-        "tokens_masked": (text, np.int32),
-        "token_valid": (text, bool),
-        "image_masked": ((batch_size, patches), bool),
-        "text_masked": (text, bool),
-        "pair_id": ((batch_size, 2), np.int32),
-        "example_valid": ((batch_size,), bool),
-    }
 
 
 def image_hash(image: bytes | np.ndarray) -> np.int32:
@@ -88,28 +75,6 @@ def without_picture(image: np.ndarray) -> np.ndarray:
     return np.broadcast_to(MEAN_COLOUR, image.shape).copy()
 
 
-def text_fields(
-    caption: str, tokenizer: Tokenizer, rng: np.random.Generator, *, max_length: int, options: dict
-) -> dict[str, np.ndarray]:
-    """The text arrays of one example; `options` are those of `config.masking`."""
-    tokens, word_ids, valid = tokenizer.encode(caption, max_length)
-    text_masked = masking.sample_text_mask(rng, word_ids, ratio=options["text_ratio"], whole_word=options["whole_word"])
-    tokens_masked = masking.corrupt_tokens(
-        rng,
-        tokens,
-        text_masked,
-        mask_id=tokenizer.mask_id,
-        ordinary_ids=tokenizer.ordinary_ids,
-        corruption=options["text_corruption"],
-    )
-    return {
-        "tokens": tokens,
-        "tokens_masked": tokens_masked,
-        "token_valid": valid,
-        "text_masked": text_masked,
-    }
-
-
 def without_words(text: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The text arrays, (..., L), of captions that hold nothing between their start and end token."""
     tokens, valid = text["tokens"], text["token_valid"]
@@ -128,5 +93,4 @@ def trim(batch: dict[str, np.ndarray], buckets: tuple[int, ...]) -> dict[str, np
     """Cuts the text arrays to the shortest of the lengths `buckets` that holds the batch's longest caption."""
     longest = int(batch["token_valid"].sum(axis=1).max())
     length = min((bucket for bucket in buckets if bucket >= longest), default=batch["tokens"].shape[1])
-    text = ("tokens", "tokens_masked", "token_valid", "text_masked")
-    return {key: value[:, :length] if key in text else value for key, value in batch.items()}
+    return {key: value[:, :length] if key in TEXT else value for key, value in batch.items()}

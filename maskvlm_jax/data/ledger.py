@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.runtime.errors import UserError
 
 MODULUS = 2**64
 
@@ -55,15 +55,15 @@ class Ledger:
         taken, self._own = {"rows": self._own, "last_batch": self._last}, 0
         return taken
 
-    def told(self, before: str, taken: list[dict[str, int]]) -> dict[str, str]:
+    def entry(self, before: str, taken: list[dict[str, int]]) -> dict[str, str]:
         """What a checkpoint remembers: the sum `before`, and what every process has taken since."""
         total = (int(before, 16) + sum(part["rows"] for part in taken)) % MODULUS
         last = sum(part["last_batch"] for part in taken) % MODULUS
         return {"source": self._source, "rows": f"{total:016x}", "last_batch": f"{last:016x}"}
 
 
-def check(told: Mapping[str, Any], *, source: str, step: int, batch_size: int, order: Callable[[int], int]) -> None:
-    """Makes sure that the stream goes on where it was when `told` was written at `step`.
+def check(earlier: Mapping[str, Any], *, source: str, step: int, batch_size: int, order: Callable[[int], int]) -> None:
+    """Makes sure that the stream goes on where it was when `earlier` was written at `step`.
 
     Args:
         order: position -> example number, of the stream as it would be read now.
@@ -71,14 +71,14 @@ def check(told: Mapping[str, Any], *, source: str, step: int, batch_size: int, o
     Raises:
         UserError: the data or their order are no longer those that the run began with.
     """
-    if told["source"] != source:
+    if earlier["source"] != source:
         raise UserError(
             "the training data are not those that this run began with (examples or captions were added, removed or "
             "changed); bring them back, or train in another --workdir with --config.checkpoint"
         )
     positions = (step - 1) * batch_size + np.arange(batch_size)
     examples = np.array([order(int(position)) for position in positions])
-    if step and told["last_batch"] != f"{hash_rows(positions, examples):016x}":
+    if step and earlier["last_batch"] != f"{hash_rows(positions, examples):016x}":
         raise UserError(
             "the examples would come in another order than in the steps that this run has made: another version of "
             "grain or of this package made them; use that one, or another --workdir with --config.checkpoint"

@@ -1,6 +1,7 @@
 """Captions to token ids: a WordPiece vocabulary trained on one's own captions, or a local Hugging Face tokenizer."""
 
 import collections
+import fnmatch
 import os
 import re
 import shutil
@@ -10,10 +11,11 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from maskvlm_jax import buckets
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.runtime import buckets
+from maskvlm_jax.runtime.errors import UserError
 
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+SPECIAL = (PAD, UNKNOWN, START, END, MASK)  # in the order of their numbers in a vocabulary of our own
 CONTINUATION = "##"
 MAX_ALPHABET = 1_000
 
@@ -78,7 +80,7 @@ class Tokenizer:
 
 def train_wordpiece(captions: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     """A lower-casing BERT WordPiece tokenizer of at most `vocab_size` entries; the same for the same captions."""
-    captions, special = list(captions), [PAD, UNKNOWN, START, END, MASK]
+    captions, special = list(captions), list(SPECIAL)
     backend = _bert_tokenizer(models.WordPiece(unk_token=UNKNOWN))
     # The trainer numbers characters as it meets them in a hash map, whose order changes from process to process, and
     # breaks ties by number. Given as special tokens they are numbered in this order.
@@ -154,13 +156,26 @@ def save(backend: tokenizers.Tokenizer, folder: str | os.PathLike) -> None:
         wrapped.save_pretrained(str(temporary))
 
 
+# What a tokenizer is made of, and config.json, which says of what kind it is. Not the weights of a model beside it.
+_FILES = ("tokenizer*.json", "config.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
+_FILES += ("*.model", "*.tiktoken", "chat_template*")
+
+
 def copy(source: str | os.PathLike, folder: str | os.PathLike) -> None:
-    """Copies a tokenizer folder in one step."""
+    """Copies the tokenizer of a folder in one step."""
     with (
         buckets.reading(buckets.folder(str(source))) as local,
         buckets.making(buckets.folder(str(folder))) as temporary,
     ):
         temporary.mkdir(parents=True)
         for file in local.iterdir():  # not the folders: the new one may be in one of them
-            if file.is_file():
+            if file.is_file() and any(fnmatch.fnmatch(file.name, pattern) for pattern in _FILES):
                 shutil.copyfile(file, temporary / file.name)
+
+
+def write(source: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Writes the tokenizer of a folder so that it is known without config.json, into a folder that may be there."""
+    from transformers import AutoTokenizer
+
+    with buckets.reading(buckets.folder(str(source))) as local:
+        AutoTokenizer.from_pretrained(str(local), local_files_only=True).save_pretrained(str(folder))

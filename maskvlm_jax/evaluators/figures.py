@@ -4,19 +4,36 @@ Rebuilt patches are pasted into the picture; visible ones stay as they are (Mask
 """
 
 import dataclasses
-import io
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from maskvlm_jax.data import transforms
-from maskvlm_jax.data.evaluation import EvaluationSet
+from maskvlm_jax.data.evaluation_set import EvaluationSet
 from maskvlm_jax.data.tokenizer import Tokenizer
-from maskvlm_jax.evaluators import probes
+from maskvlm_jax.evaluators import base, probes
 from maskvlm_jax.evaluators.predictor import Predictor
+from maskvlm_jax.objectives.base import PredictsFeatures, PredictsPixels, PredictsWords
+from maskvlm_jax.reporting import sheets
+from maskvlm_jax.reporting.sheets import INK, PALE, PAPER
 
 TILE, GAP, HEADER, MASK_GREY = 160, 10, 24, 128
-INK, PAPER, RIGHT, WRONG = (20, 20, 20), (255, 255, 255), (0, 120, 50), (190, 30, 30)
+RIGHT, WRONG = (0, 120, 50), (190, 30, 30)
+
+
+class Evaluator(base.Evaluator):
+    """Sheets of `figures` examples; 0 = none. It scores nothing."""
+
+    def figures(self, predictor: Predictor, split: str) -> base.Figures:
+        size = self.options["batch_size"]
+        count, data, drawn, pages = min(self.options["figures"], size), self.run.data(split), {}, {}
+        if count and (predictor.offers(PredictsPixels) or predictor.offers(PredictsFeatures)):
+            drawn["reconstruction"] = reconstructions(predictor, data, count=count, batch_size=size)
+        if count and predictor.offers(PredictsWords):
+            texts = masked_texts(predictor, data, self.run.tokenizer, count=count, batch_size=size)
+            drawn["masked_text"] = masked_text_sheet(data, texts)
+            pages["masked_text"] = masked_text_table(data, texts)
+        return base.Figures(drawn, pages)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +71,11 @@ def reconstructions(predictor: Predictor, data: EvaluationSet, *, count: int, ba
 
 def _rebuilt_patches(predictor: Predictor, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(B, M, p, p, 3) uint8 patches in the place of the hidden ones, and their numbers (B, M)."""
-    if "masked_image" in predictor.objectives:
-        pred_BMF, _, positions = predictor.masked_image(batch)
+    if predictor.offers(PredictsPixels):
+        pred_BMF, _, positions = predictor.fetch(probes.masked_image, batch)
         patch = round((pred_BMF.shape[-1] / 3) ** 0.5)
         return transforms.denormalise(pred_BMF.reshape(*pred_BMF.shape[:2], patch, patch, 3)), positions.ids_BM
-    pred_BMD, _, positions = predictor.masked_feature(batch)
+    pred_BMD, _, positions = predictor.fetch(probes.masked_feature, batch)
     feature_BSD, _ = predictor.encode_image(batch["image"])
     count = batch["image_masked"].shape[1]
     feature_BND = feature_BSD[:, feature_BSD.shape[1] - count :]
@@ -100,7 +117,7 @@ def masked_texts(
     results = [{} for _ in pictures]
     for reads in probes.OTHERS:
         batch = next(probes.batches(data, first[pictures], batch_size, of="text", reads=reads))
-        _, predicted_BM, _, positions = predictor.masked_text(batch)
+        _, predicted_BM, _, positions = predictor.fetch(probes.masked_text, batch)
         for i in pictures:
             tokens = data.text["tokens"][first[i]]
             valid = positions.valid_BM[i]
@@ -134,8 +151,9 @@ def masked_text_sheet(data: EvaluationSet, results: list[dict[str, list[Word]]])
         draw.text((left, top), data.captions[data.first_captions[row]], INK, font)
         for line, (reads, title) in enumerate(titles.items()):
             y = top + 34 + line * 42
-            draw.text((left, y), f"{title}:", (130, 130, 130), font)
-            _draw_words(draw, filled[reads], left + 130, y, width - GAP, font)
+            draw.text((left, y), f"{title}:", PALE, font)
+            box = left + 130, y, width - GAP, y + 18
+            sheets.draw_words(draw, map(_coloured, filled[reads]), box, font, line=18)
     return np.asarray(sheet)
 
 
@@ -144,14 +162,8 @@ def _markdown(word: Word) -> str:
     return text if not word.masked else f"**{text}**" if word.right else f"~~{text}~~"
 
 
-def _draw_words(draw: ImageDraw.ImageDraw, words: list[Word], left: int, y: int, right: int, font) -> None:
-    x = left
-    for word in words:
-        length = draw.textlength(word.text + " ", font)
-        if x + length > right:
-            x, y = left, y + 18
-        draw.text((x, y), word.text, (RIGHT if word.right else WRONG) if word.masked else INK, font)
-        x += length
+def _coloured(word: Word) -> sheets.Word:
+    return sheets.Word(word.text, (RIGHT if word.right else WRONG) if word.masked else INK)
 
 
 def _reconstruction_sheet(rows: list[tuple[list[np.ndarray], str, str]]) -> np.ndarray:
@@ -177,13 +189,6 @@ def _clip(text: str, draw: ImageDraw.ImageDraw, width: int, font) -> str:
     while text and draw.textlength(text + "...", font) > width:
         text = text[:-1]
     return text + "..."
-
-
-def png(sheet: np.ndarray) -> bytes:
-    """A picture, (Y, X, 3) uint8, as a PNG file."""
-    content = io.BytesIO()
-    Image.fromarray(sheet).save(content, "PNG")
-    return content.getvalue()
 
 
 def _tile(image: np.ndarray) -> Image.Image:

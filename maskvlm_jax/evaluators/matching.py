@@ -5,13 +5,30 @@ all that the contrastive loss knows has the loss of a constant answer (`objectiv
 has a large area under the ROC curve, and one that knows nothing has 50 %.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from maskvlm_jax.data.evaluation import EvaluationSet
-from maskvlm_jax.evaluators import retrieval
+from maskvlm_jax.data.evaluation_set import EvaluationSet
+from maskvlm_jax.evaluators import base, encoding
 from maskvlm_jax.evaluators.predictor import Predictor
+from maskvlm_jax.objectives.base import ScoresPairs, objective_of
+
+METRICS = ("matching_auc", "matching_accuracy_matched", "matching_accuracy_random")
+
+
+class Evaluator(base.Evaluator):
+    """Matched pairs and random ones, told apart; reads `probe_limit` pictures."""
+
+    place = 1
+
+    @classmethod
+    def metrics(cls, objectives: Mapping[str, type]) -> tuple[str, ...]:
+        return METRICS if objective_of(objectives, ScoresPairs) else ()
+
+    def evaluate(self, predictor: Predictor, split: str, *, final: bool) -> Iterator[tuple[str, float]]:
+        sizes = {"batch_size": self.options["batch_size"], "limit": self.options["probe_limit"]}
+        return evaluate(predictor, self.run.data(split), **sizes)
 
 
 def evaluate(predictor: Predictor, data: EvaluationSet, *, batch_size: int, limit: int) -> Iterator[tuple[str, float]]:
@@ -21,7 +38,7 @@ def evaluate(predictor: Predictor, data: EvaluationSet, *, batch_size: int, limi
     Args:
         limit: pictures that are read; 0 = all.
     """
-    if "matching" not in predictor.objectives:
+    if not predictor.offers(ScoresPairs):
         return
     matched, wrong = pair_scores(predictor, data, batch_size=batch_size, limit=limit)
     yield "matching_auc", 100.0 * area_under_roc(matched, wrong)
@@ -36,13 +53,13 @@ def pair_scores(
     pictures = np.arange(len(data.images))[: limit or None]
     others, first = data.other_pictures(), data.first_captions
     matched, wrong = [], []
-    for start in range(0, len(pictures), retrieval.IMAGE_BLOCK):  # sequences of one block at a time are held
-        chosen = pictures[start : start + retrieval.IMAGE_BLOCK]
+    for start in range(0, len(pictures), encoding.IMAGE_BLOCK):  # sequences of one block at a time are held
+        chosen = pictures[start : start + encoding.IMAGE_BLOCK]
         texts = np.concatenate([first[chosen], first[others[chosen]]])
-        image_ISD, _ = retrieval.encode_images(predictor, data, batch_size, chosen)
-        text_TLD, _ = retrieval.encode_texts(predictor, data, batch_size, texts)
+        image_ISD, _ = encoding.encode_images(predictor, data, batch_size, chosen)
+        text_TLD, _ = encoding.encode_texts(predictor, data, batch_size, texts)
         wanted_IT = np.tile(np.eye(len(chosen), dtype=bool), (1, 2))
-        score_IT = retrieval.match_scores(predictor, image_ISD, text_TLD, data.text["token_valid"][texts], wanted_IT)
+        score_IT = encoding.match_scores(predictor, image_ISD, text_TLD, data.text["token_valid"][texts], wanted_IT)
         rows = np.arange(len(chosen))
         matched.append(score_IT[rows, rows])
         wrong.append(score_IT[rows, len(chosen) + rows])

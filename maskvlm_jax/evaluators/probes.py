@@ -5,20 +5,75 @@ is told. "empty" is a picture of the mean colour, or a caption without a word. `
 gives without a network.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from maskvlm_jax.data import batch as batches_of
 from maskvlm_jax.data import transforms
-from maskvlm_jax.data.evaluation import EvaluationSet, padded
-from maskvlm_jax.evaluators import baselines
+from maskvlm_jax.data.evaluation_set import EvaluationSet, padded
+from maskvlm_jax.evaluators import base, baselines
 from maskvlm_jax.evaluators.predictor import Predictor
+from maskvlm_jax.models.layers import Positions
+from maskvlm_jax.objectives.base import PredictsFeatures, PredictsPixels, PredictsWords, objective_of
+from maskvlm_jax.objectives.learner import Learner
+from maskvlm_jax.objectives.masked_image import masked_patch_target
+from maskvlm_jax.runtime.errors import UserError
 
 OTHERS = ("matched", "shuffled", "empty")
 RESAMPLES = 1_000
 BLEND_BLOCK = 64  # pictures whose pixels are held as floats at a time
+NEIGHBOUR_PICTURES = 10_000  # training pictures whose captions the baseline of masked words is fitted to
+
+METRICS = {
+    PredictsWords: (
+        *(f"masked_text_{kind}_{reads}" for kind in ("loss", "accuracy") for reads in OTHERS),
+        *(f"masked_text_accuracy_{name}" for name in ("gain", "gain_low", "gain_high", "neighbours")),
+    ),
+    PredictsPixels: (
+        *(f"masked_image_{kind}_{reads}" for kind in ("loss", "psnr") for reads in OTHERS),
+        *(f"masked_image_psnr_{name}" for name in ("gain", "gain_low", "gain_high", "blend")),
+    ),
+    PredictsFeatures: tuple(f"masked_feature_cosine_{reads}" for reads in OTHERS),
+}
+
+
+class Evaluator(base.Evaluator):
+    """Masked predictions with the matched, a wrong and no other modality; reads `probe_limit` pictures."""
+
+    place = 2
+    best = ("masked_text_accuracy_matched", "masked_image_psnr_matched", "masked_feature_cosine_matched")
+    _neighbours: baselines.NeighbourWords | None = None
+
+    @classmethod
+    def metrics(cls, objectives: Mapping[str, type]) -> tuple[str, ...]:
+        return tuple(name for role, names in METRICS.items() if objective_of(objectives, role) for name in names)
+
+    def evaluate(self, predictor: Predictor, split: str, *, final: bool) -> Iterator[tuple[str, float]]:
+        sizes = {"batch_size": self.options["batch_size"], "limit": self.options["probe_limit"]}
+        return evaluate(predictor, self.run.data(split), **sizes, neighbours=self.neighbour_words)
+
+    def neighbour_words(self) -> baselines.NeighbourWords | None:
+        """Fitted to the captions that the run was trained on; None, with a line, if they are not there."""
+        if self._neighbours is None:
+            tokenizer, length = self.run.tokenizer, self.run.config.model.text.max_length
+            try:
+                captions = self.run.training_captions(NEIGHBOUR_PICTURES)
+            except UserError as error:
+                print(f"masked_text_accuracy_neighbours is left out, no training captions: {error}")
+                return None
+            encoded = [tokenizer.encode(caption, length) for caption in captions]
+            tokens_TL, _, valid_TL = (np.stack(arrays) for arrays in zip(*encoded, strict=True))
+            self._neighbours = baselines.NeighbourWords(tokens_TL, valid_TL, tokenizer.vocab_size)
+        return self._neighbours
+
+    def protocol(self, split: str) -> dict[str, int]:
+        images = len(self.run.data(split).images)
+        return {"probe_images": min(self.options["probe_limit"] or images, images)}
 
 
 def evaluate(
@@ -45,16 +100,16 @@ def evaluate(
     pictures = data.image_of_caption[texts]
     read = lambda of, reads: batches(data, texts, batch_size, of=of, reads=reads)  # noqa: E731
     others = OTHERS if len(set(pictures)) > 1 else tuple(reads for reads in OTHERS if reads != "shuffled")
-    if "masked_text" in predictor.objectives:
+    if predictor.offers(PredictsWords):
         scores = {reads: masked_text_scores(predictor, read("text", reads)) for reads in others}
         yield from _compared("masked_text", "accuracy", scores, pictures)
         if (words := neighbours()) is not None:
             yield "masked_text_accuracy_neighbours", words.accuracy(data.text, texts)
-    if "masked_image" in predictor.objectives:
+    if predictor.offers(PredictsPixels):
         scores = {reads: masked_image_scores(predictor, read("image", reads)) for reads in others}
         yield from _compared("masked_image", "psnr", scores, pictures)
         yield "masked_image_psnr_blend", blend_psnr(data, pictures)
-    if "masked_feature" in predictor.objectives:
+    if predictor.offers(PredictsFeatures):
         for reads in others:
             yield f"masked_feature_cosine_{reads}", masked_feature_cosine(predictor, read("image", reads))
 
@@ -136,11 +191,34 @@ def batches(
         yield batch
 
 
+def masked_text(learner: Learner, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, Positions]:
+    """nll_BM, predicted ids_BM, target ids_BM and the positions, of masked words."""
+    logits_BMV, positions = learner.offering(PredictsWords).predict(learner.context(batch))
+    target_BM = jnp.take_along_axis(batch["tokens"], positions.ids_BM, axis=1)
+    nll_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV.astype(jnp.float32), target_BM)
+    return nll_BM, jnp.argmax(logits_BMV, axis=-1), target_BM, positions
+
+
+def masked_image(learner: Learner, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, Positions]:
+    """pred_BMF, target_BMF in normalised pixels, and the positions, of masked patches."""
+    ctx = learner.context(batch)
+    pred_BMF, positions = learner.offering(PredictsPixels).predict(ctx)
+    patch = learner.vlm.image_encoder.patch
+    return pred_BMF, masked_patch_target(ctx.pixels_BYXC, positions.ids_BM, patch), positions
+
+
+def masked_feature(learner: Learner, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, Positions]:
+    """pred_BMD and target_BMD, features of unit length, and the positions, of masked patches."""
+    # The weights that are evaluated give the targets, whichever they are.
+    ctx = learner.context(batch, teacher=learner.context(batch))
+    return *learner.offering(PredictsFeatures).predict(ctx), ctx.masked_patches
+
+
 def masked_text_scores(predictor: Predictor, source: Iterator[dict[str, np.ndarray]]) -> Scores:
     """Negative log-likelihood (nats) and accuracy (percent) of masked tokens."""
     nll, correct, count = 0.0, [], []
     for batch in source:
-        nll_BM, predicted_BM, target_BM, positions = predictor.masked_text(batch)
+        nll_BM, predicted_BM, target_BM, positions = predictor.fetch(masked_text, batch)
         counted_BM = positions.valid_BM & batch["example_valid"][:, None]
         nll += float(np.sum(nll_BM[counted_BM], dtype=np.float64))
         correct.append(np.sum((predicted_BM == target_BM) & counted_BM, axis=1)[batch["example_valid"]])
@@ -153,7 +231,7 @@ def masked_image_scores(predictor: Predictor, source: Iterator[dict[str, np.ndar
     """Mean absolute error of normalised pixels, and PSNR in decibel of 8-bit ones, of masked patches."""
     absolute, squared, count = 0.0, [], []
     for batch in source:
-        pred_BMF, target_BMF, _ = predictor.masked_image(batch)
+        pred_BMF, target_BMF, _ = predictor.fetch(masked_image, batch)
         valid = batch["example_valid"]
         pred, target = pred_BMF[valid], target_BMF[valid]
         absolute += float(np.sum(np.abs(pred - target), dtype=np.float64))
@@ -180,7 +258,7 @@ def masked_feature_cosine(predictor: Predictor, source: Iterator[dict[str, np.nd
     """Mean cosine of predicted with true features of masked patches."""
     cosines = []
     for batch in source:
-        pred_BMD, target_BMD, _ = predictor.masked_feature(batch)
+        pred_BMD, target_BMD, _ = predictor.fetch(masked_feature, batch)
         cosines.append(np.sum(pred_BMD * target_BMD, axis=-1)[batch["example_valid"]].ravel())
     return float(np.mean(np.concatenate(cosines), dtype=np.float64))
 

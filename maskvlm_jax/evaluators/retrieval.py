@@ -8,21 +8,16 @@ contrastive features, τ: their learned temperature:
 Each direction has its own candidates: every picture's top k captions, every caption's top k pictures.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskvlm_jax import processes
-from maskvlm_jax.data.evaluation import EvaluationSet, padded
-from maskvlm_jax.evaluators import ranking
+from maskvlm_jax.data.evaluation_set import EvaluationSet
+from maskvlm_jax.evaluators import base, encoding, ranking
 from maskvlm_jax.evaluators.predictor import Predictor
-
-# Pictures and captions whose projected keys and values are held at a time, pairs of them that are matched at once, and
-# batches of pairs that wait to be read.
-IMAGE_BLOCK, TEXT_BLOCK, PAIR_BATCH, MOST_UNDER_WAY = 256, 512, 256, 4
-
+from maskvlm_jax.objectives.base import ScoresPairs, TrainsEmbeddings, label_of, objective_of
+from maskvlm_jax.runtime.errors import UserError
 
 # (log-odds, cosine, temperature) -> score
 SCORES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
@@ -30,6 +25,93 @@ SCORES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
     "itm+itc": lambda match, cosine, temperature: match + cosine / temperature,
     "itm+cosine": lambda match, cosine, temperature: match + cosine,
 }
+
+
+class ChosenScore(NamedTuple):
+    """A formula of `SCORES`, and the split, pictures and recalls by formula that it was chosen by."""
+
+    name: str
+    chosen_on: dict[str, Any] | None = None
+
+
+METRICS = (*(f"{way}_r{k}" for way in ("i2t", "t2i") for k in ranking.RECALLS), "mean_recall")
+
+
+class Evaluator(base.Evaluator):
+    """Recalls of cosines, re-ranked at the end; of a model without a contrastive space those of matching."""
+
+    place = 0
+    best = ("mean_recall", "match_mean_recall")
+    _score = ChosenScore("itm")
+
+    @classmethod
+    def metrics(cls, objectives: Mapping[str, type]) -> tuple[str, ...]:
+        if objective_of(objectives, TrainsEmbeddings):
+            return METRICS
+        return tuple(f"match_{name}" for name in METRICS) if objective_of(objectives, ScoresPairs) else ()
+
+    def prepare(self, predictor: Predictor) -> None:
+        self._score = self.choose_score(predictor)
+
+    def choose_score(self, predictor: Predictor) -> ChosenScore:
+        """The formula that re-ranks: that of the config, or with "auto" the best on the validation split.
+
+        If that split is itself scored, or cannot be read, nothing is chosen: the formula is then the one that matching
+        was trained for, see `objectives.matching`.
+        """
+        options, objectives = self.options, self.run.objectives
+        if options["rerank_score"] != "auto":
+            return ChosenScore(options["rerank_score"])
+        label = label_of(objectives, ScoresPairs)
+        if not options["rerank_k"] or label is None or not predictor.offers(TrainsEmbeddings):
+            return ChosenScore("itm")
+        adds = objectives[label].adds_similarity(self.run.config.objectives[label])
+        trained_for = ChosenScore("itm+itc" if adds else "itm")
+        if options["validation_split"] in (options["split"], *options["extra_splits"]):
+            return trained_for
+        try:
+            data = self.run.data(options["validation_split"])
+        except UserError as error:
+            print(f"re-ranked by {trained_for.name}, as the split {options['during']} cannot be read: {error}")
+            return trained_for
+        data = data.first(min(options["choose_images"] or len(data.images), len(data.images)))
+        recalls = compare_scores(predictor, data, batch_size=options["batch_size"], k=options["rerank_k"])
+        chosen = max(recalls, key=recalls.get)
+        chosen_on = {"split": options["validation_split"], "images": len(data.images), "mean_recall": recalls}
+        return ChosenScore(chosen, chosen_on)
+
+    def evaluate(self, predictor: Predictor, split: str, *, final: bool) -> Iterator[tuple[str, float]]:
+        options = self.options
+        return evaluate(
+            predictor,
+            self.run.data(split),
+            batch_size=options["batch_size"],
+            match_images=options["match_images"],
+            rerank_k=options["rerank_k"] if final else 0,
+            rerank_score=self._score.name,
+        )
+
+    def protocol(self, split: str) -> dict[str, Any]:
+        images = len(self.run.data(split).images)
+        return {
+            "rerank_k": self.options["rerank_k"],
+            "match_images": min(self.options["match_images"] or images, images),
+            "ties": "count against the model",
+            "rerank_score": self._score.name,
+            **({"rerank_score_chosen_on": self._score.chosen_on} if self._score.chosen_on else {}),
+        }
+
+
+def heading(result: Mapping[str, Any]) -> str:
+    """How pictures and captions of a result were ranked, for the heading of its table."""
+    protocol, metrics, text = result["protocol"], result["metrics"], ""
+    if "rerank_mean_recall" in metrics:
+        text += f", re-ranked top {protocol['rerank_k']} by {protocol['rerank_score']}"
+        if chosen_on := protocol.get("rerank_score_chosen_on"):
+            text += f" (the best on {chosen_on['split']})"
+    if "match_mean_recall" in metrics:
+        text += f", matching among the first {protocol['match_images']}"
+    return text
 
 
 def evaluate(
@@ -49,18 +131,21 @@ def evaluate(
     Args:
         rerank_score: a name of `SCORES`.
     """
-    contrastive, matching = "contrastive" in predictor.objectives, "matching" in predictor.objectives
-    if not contrastive and not matching:
+    embeds, matches = predictor.offers(TrainsEmbeddings), predictor.offers(ScoresPairs)
+    if not embeds and not matches:
         return
-    if not contrastive:
+    if not embeds:
         yield from match_recalls(predictor, data.first(match_images or len(data.images)), batch_size).items()
         return
-    if rerank_k and matching:
+    if rerank_k and matches:
         stages = two_stages(predictor, data, batch_size=batch_size, k=rerank_k)
         yield from stages.first_recalls().items()
         yield from stages.recalls(rerank_score).items()
         return
-    image_IE, text_TE = embed_images(predictor, data, batch_size), embed_texts(predictor, data, batch_size)
+    image_IE, text_TE = (
+        encoding.embed_images(predictor, data, batch_size),
+        encoding.embed_texts(predictor, data, batch_size),
+    )
     yield from _recalls_of(image_IE @ text_TE.T, data.image_of_caption).items()
 
 
@@ -103,11 +188,13 @@ class TwoStages(NamedTuple):
 
 def two_stages(predictor: Predictor, data: EvaluationSet, *, batch_size: int, k: int) -> TwoStages:
     """Both stages of a set, with `k` candidates in each direction."""
-    image_ISD, image_IE = encode_images(predictor, data, batch_size)
-    text_TLD, text_TE = encode_texts(predictor, data, batch_size)
+    image_ISD, image_IE = encoding.encode_images(predictor, data, batch_size)
+    text_TLD, text_TE = encoding.encode_texts(predictor, data, batch_size)
     cosine_IT = image_IE @ text_TE.T
     top_texts_IT, top_images_IT = ranking.top_k(cosine_IT, k), ranking.top_k(cosine_IT.T, k).T
-    match_IT = match_scores(predictor, image_ISD, text_TLD, data.text["token_valid"], top_texts_IT | top_images_IT)
+    match_IT = encoding.match_scores(
+        predictor, image_ISD, text_TLD, data.text["token_valid"], top_texts_IT | top_images_IT
+    )
     owner = data.image_of_caption
     ranks = ranking.image_to_text_ranks(cosine_IT, owner), ranking.text_to_image_ranks(cosine_IT, owner)
     return TwoStages(cosine_IT, match_IT, top_texts_IT, top_images_IT, owner, predictor.temperature(), *ranks)
@@ -121,10 +208,10 @@ def compare_scores(predictor: Predictor, data: EvaluationSet, *, batch_size: int
 
 def match_recalls(predictor: Predictor, data: EvaluationSet, batch_size: int) -> dict[str, float]:
     """Recalls of matching every picture with every caption."""
-    image_ISD, _ = encode_images(predictor, data, batch_size)
-    text_TLD, _ = encode_texts(predictor, data, batch_size)
+    image_ISD, _ = encoding.encode_images(predictor, data, batch_size)
+    text_TLD, _ = encoding.encode_texts(predictor, data, batch_size)
     wanted_IT = np.ones((len(image_ISD), len(text_TLD)), bool)
-    score_IT = match_scores(predictor, image_ISD, text_TLD, data.text["token_valid"], wanted_IT)
+    score_IT = encoding.match_scores(predictor, image_ISD, text_TLD, data.text["token_valid"], wanted_IT)
     return _recalls_of(score_IT, data.image_of_caption, prefix="match_")
 
 
@@ -147,84 +234,3 @@ def rerank_recalls(
         ranking.reranked(text_ranks, second_T, found_T),
         prefix="rerank_",
     )
-
-
-def encode_images(
-    predictor: Predictor, data: EvaluationSet, batch_size: int, pictures: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """image_ISD and image_IE of some pictures, all where None."""
-    pictures = np.arange(len(data.images)) if pictures is None else pictures
-    return _in_batches(lambda ids: predictor.encode_image(data.images[ids]), pictures, batch_size)
-
-
-def encode_texts(
-    predictor: Predictor, data: EvaluationSet, batch_size: int, texts: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """text_TLD and text_TE of some captions, all where None."""
-    texts = np.arange(len(data.captions)) if texts is None else texts
-    arrays = data.text["tokens"], data.text["token_valid"]
-    return _in_batches(lambda ids: predictor.encode_text(*(x[ids] for x in arrays)), texts, batch_size)
-
-
-def embed_images(predictor: Predictor, data: EvaluationSet, batch_size: int) -> np.ndarray:
-    """image_IE of all pictures."""
-    ids = np.arange(len(data.images))
-    return _in_batches(lambda ids: (predictor.embed_image(data.images[ids]),), ids, batch_size)[0]
-
-
-def embed_texts(predictor: Predictor, data: EvaluationSet, batch_size: int) -> np.ndarray:
-    """text_TE of all captions."""
-    ids, arrays = np.arange(len(data.captions)), (data.text["tokens"], data.text["token_valid"])
-    return _in_batches(lambda ids: (predictor.embed_text(*(x[ids] for x in arrays)),), ids, batch_size)[0]
-
-
-def _in_batches(
-    encode: Callable[[np.ndarray], tuple[np.ndarray, ...]], ids: np.ndarray, batch_size: int
-) -> tuple[np.ndarray, ...]:
-    """What `encode` gives of the examples `ids`, in batches of one size."""
-    results = []
-    for start in range(0, len(ids), batch_size):
-        chosen, valid = padded(ids[start : start + batch_size], batch_size)
-        results.append([x[valid] for x in encode(chosen)])
-    return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
-
-
-def match_scores(
-    predictor: Predictor,
-    image_ISD: np.ndarray,
-    text_TLD: np.ndarray,
-    valid_TL: np.ndarray,
-    wanted_IT: np.ndarray,
-) -> np.ndarray:
-    """(I, T) matching log-odds where `wanted_IT`, -inf elsewhere; each pair is computed once.
-
-    Unimodal features are reused: pictures and captions are prepared a block at a time, and each pair gathers its own.
-    All batches have one shape, and the next ones are under way while one is read.
-    """
-    score_IT = np.full(wanted_IT.shape, -np.inf, np.float32)
-    images, texts = (min(block, n) for block, n in zip((IMAGE_BLOCK, TEXT_BLOCK), wanted_IT.shape, strict=True))
-    size, under_way = predictor.pair_batch(PAIR_BATCH), deque()
-
-    def read() -> None:
-        image_ids, text_ids, logits = under_way.popleft()
-        score_IT[image_ids, text_ids] = processes.fetch(logits)[: len(image_ids)]
-
-    for first_image in range(0, len(image_ISD), images):
-        wanted = wanted_IT[first_image : first_image + images]
-        block, _ = padded(np.arange(first_image, first_image + len(wanted)), images)
-        prepared_images = predictor.prepare_images(image_ISD[block])
-        for first_text in range(0, len(text_TLD), texts):
-            block, _ = padded(np.arange(first_text, min(first_text + texts, len(text_TLD))), texts)
-            image_ids, text_ids = np.nonzero(wanted[:, first_text : first_text + texts])
-            if not len(image_ids):
-                continue
-            prepared_texts = predictor.prepare_texts(text_TLD[block], valid_TL[block])
-            for first in range(0, len(image_ids), size):
-                pairs = image_ids[first : first + size], text_ids[first : first + size]
-                logits = predictor.match(prepared_images, prepared_texts, *(padded(ids, size)[0] for ids in pairs))
-                under_way.append((first_image + pairs[0], first_text + pairs[1], logits))
-                if len(under_way) > MOST_UNDER_WAY:
-                    read()
-    while under_way:
-        read()
-    return score_IT

@@ -14,17 +14,9 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
-from maskvlm_jax.models.layers import (
-    Attention,
-    Dtype,
-    FeedForward,
-    LayerNorm,
-    Valid,
-    dropout,
-    interleave,
-    take,
-    take_rows,
-)
+from maskvlm_jax.models.attention import Valid
+from maskvlm_jax.models.block import BlockSpec
+from maskvlm_jax.models.layers import LayerNorm, interleave, take_rows
 from maskvlm_jax.models.stack import Stack, layer_keys
 
 
@@ -57,80 +49,16 @@ def take_valid(valid_BS: Valid, ids_P: jax.Array, shares: int = 1) -> Valid:
     return jax.tree.map(lambda array: take_rows(array, ids_P, 0, shares), valid_BS)
 
 
-class CrossBlock(nnx.Module):
-    """Self-attention, attention over the other modality, feed-forward, each with a residual (Fig. 3b)."""
-
-    def __init__(
-        self,
-        width: int,
-        *,
-        heads: int,
-        mlp_ratio: int = 4,
-        norm: str = "post",
-        eps: float = 1e-5,
-        dropout: float = 0.0,
-        init_std: float = 0.02,
-        dtype: Dtype = "float32",
-        rngs: nnx.Rngs,
-    ):
-        common = {"init_std": init_std, "dtype": dtype, "rngs": rngs}
-        self.self_attention = Attention(width, heads=heads, **common)
-        self.cross_attention = Attention(width, heads=heads, **common)
-        self.feed_forward = FeedForward(width, ratio=mlp_ratio, **common)
-        self.norm1 = LayerNorm(width, eps=eps, dtype=dtype)
-        self.norm2 = LayerNorm(width, eps=eps, dtype=dtype)
-        self.norm3 = LayerNorm(width, eps=eps, dtype=dtype)
-        self.pre, self.dropout = norm == "pre", dropout
-
-    def attend_self(self, x_BSD, valid_BS=None, read_BR=None, key=None) -> jax.Array:
-        """First sub-block, computed at the positions `read_BR` (all where None)."""
-        y_BSD = self.norm1(x_BSD) if self.pre else x_BSD
-        attended_BRD = self.self_attention.to_itself(y_BSD, valid_BS, read_BR)
-        x_BRD = take(x_BSD, read_BR) + dropout(attended_BRD, self.dropout, key)
-        return x_BRD if self.pre else self.norm1(x_BRD)
-
-    def attend_memory(self, x_BSD, memory: Memory, key=None) -> jax.Array:
-        """Second and third sub-block; `memory` is this layer's: keys and values without the layer axis."""
-        key2, key3 = (None, None) if key is None else jax.random.split(key)
-        y_BSD = self.norm2(x_BSD) if self.pre else x_BSD
-        x_BSD = x_BSD + dropout(self.cross_attention(y_BSD, *memory), self.dropout, key2)
-        x_BSD = x_BSD if self.pre else self.norm2(x_BSD)
-        y_BSD = self.norm3(x_BSD) if self.pre else x_BSD
-        x_BSD = x_BSD + dropout(self.feed_forward(y_BSD), self.dropout, key3)
-        return x_BSD if self.pre else self.norm3(x_BSD)
-
-
 class CrossStack(nnx.Module):
-    """`depth` cross blocks over one memory: the cross-modality encoders g_im, g_txt and the image decoder g_im^de."""
+    """`depth` cross blocks over one memory: the cross-modality encoders g_im, g_txt and the image decoder g_im^de.
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: int,
-        norm: str,
-        dropout: float,
-        init_std: float,
-        remat: str,
-        unroll: bool,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
-    ):
-        block = {
-            "heads": heads,
-            "mlp_ratio": mlp_ratio,
-            "norm": norm,
-            "dropout": dropout,
-            "init_std": init_std,
-            "dtype": dtype,
-        }
-        self.blocks = Stack(
-            lambda rngs: CrossBlock(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs
-        )
-        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype) if norm == "pre" else None
-        self.depth, self.heads = depth, heads
+    Behind pre-norm blocks stands one more norm.
+    """
+
+    def __init__(self, spec: BlockSpec, *, depth: int, rngs: nnx.Rngs):
+        self.blocks = Stack(spec, depth, part="CrossBlock", rngs=rngs)
+        self.norm = LayerNorm(spec.width, eps=spec.eps, dtype=spec.dtype) if spec.pre_norm else None
+        self.depth, self.heads = depth, spec.heads
 
     @jax.named_scope("fusion")
     def project(self, context_BTD: jax.Array, valid_BT: Valid = None) -> Memory:
@@ -147,7 +75,7 @@ class CrossStack(nnx.Module):
 
     @jax.named_scope("fusion")
     def finish(self, x_BSD, memory: Memory, valid_BS=None, read_BR=None, key=None) -> jax.Array:
-        """All that follows `start`; returns the positions `read_BR`, (B, R, D), all where None."""
+        """All that follows `start`; returns the positions `read_BR`, (B, R, D), all if None."""
         keys, last = self._keys(key), self.depth - 1
 
         def layer_memory(i):
@@ -157,9 +85,9 @@ class CrossStack(nnx.Module):
             key_BTHK, value_BTHK, key = layer
             self_key, cross_key = (None, None) if key is None else jax.random.split(key)
             x = block.attend_self(x, valid_BS, key=self_key)
-            return block.attend_memory(x, Memory(key_BTHK, value_BTHK, memory.valid_BT), cross_key)
+            return block.attend_memory(x, key_BTHK, value_BTHK, memory.valid_BT, cross_key)
 
-        attend = lambda block, *arguments: block.attend_memory(*arguments)  # noqa: E731
+        attend = lambda block, x, memory, key: block.attend_memory(x, *memory, key)  # noqa: E731
         x_BSD = self.blocks.once(0, attend, x_BSD, layer_memory(0), keys[1])
         if last > 0:
             middle_keys = layer_keys(keys[2], self.depth)
@@ -168,13 +96,27 @@ class CrossStack(nnx.Module):
             )
 
             def end(block, x, valid, read, memory, self_key, cross_key):
-                return block.attend_memory(block.attend_self(x, valid, read, self_key), memory, cross_key)
+                return block.attend_memory(block.attend_self(x, valid, read, self_key), *memory, cross_key)
 
             x_BSD = self.blocks.once(last, end, x_BSD, valid_BS, read_BR, layer_memory(last), *keys[3:])
         return x_BSD if self.norm is None else self.norm(x_BSD)
 
+    @jax.named_scope("fusion")
+    def memory_weights(self, x_BSD, memory: Memory, valid_BS, layer: int) -> jax.Array:
+        """weights_BHST: how much each position of x attends to each of the memory in one layer, without dropout."""
+
+        def attended(block, x_BSD):
+            return block.attend_self(x_BSD, valid_BS)
+
+        x_BSD = self.blocks.once(0, attended, x_BSD)
+        for i in range(layer):
+            arguments = x_BSD, memory.key_ABTHK[i], memory.value_ABTHK[i], memory.valid_BT
+            x_BSD = self.blocks.once(i, lambda block, *arguments: block.attend_memory(*arguments), *arguments)
+            x_BSD = self.blocks.once(i + 1, attended, x_BSD)
+        return self.blocks.layer(layer).memory_weights(x_BSD, memory.key_ABTHK[layer], memory.valid_BT)
+
     def __call__(self, x_BSD, memory: Memory, valid_BS=None, read_BR=None, key=None) -> jax.Array:
-        """Runs x through every block; returns the positions `read_BR` only, all where None."""
+        """Runs x through every block; returns the positions `read_BR` only, all if None."""
         x_BSD = self.start(x_BSD, valid_BS, read_BR, key)
         return self.finish(x_BSD, memory, valid_BS, read_BR, key)
 

@@ -1,9 +1,10 @@
-"""Fusion: how image and text sequences become one another's context. Every kind has the same five methods.
+"""Fusion: how image and text sequences become one another's context. Every kind has the same six methods.
 
     image_side, text_side    one modality as the fusion reads it, prepared once however often it is read
     fuse                     the fused sequences of a batch of pairs
     pair_image, pair_text    what matching reads of a picture or a caption, prepared once for all its pairs
     match                    one vector a pair, for a batch of gathered pictures and captions
+    attention                how much the modalities attend to each other in one layer
 
 `CrossFusion` is here; `JointFusion` (merged and single stream) in `models/joint.py`.
 """
@@ -16,11 +17,39 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskvlm_jax.models.attention import First, Valid, with_even_length
+from maskvlm_jax.models.block import BlockSpec
 from maskvlm_jax.models.cross import CrossStack, Memory, interleave_valid, take_valid
-from maskvlm_jax.models.layers import Positions, Valid, interleave, take_rows
-from maskvlm_jax.models.primitives import First, with_even_length
+from maskvlm_jax.models.layers import Positions, interleave, take_rows
 
 Keys = tuple[jax.Array | None, jax.Array | None]
+
+
+class Lengths(NamedTuple):
+    """What a fusion must know of the sequences that it reads.
+
+    prefix: positions of `image_BSD` before its first patch; patches: N; words: the most positions of a caption.
+    """
+
+    prefix: int
+    patches: int
+    words: int
+
+
+class Attention(NamedTuple):
+    """How much positions of one modality attend to those of the other in one layer, by head; float32.
+
+    text_BHLN: of words to patches. image_BHNL: of patches to words; None where no stream has them.
+    In a joint sequence what a position gives to its own modality is missing from its sum.
+    """
+
+    text_BHLN: jax.Array
+    image_BHNL: jax.Array | None
+
+
+def layer_number(layer: int, depth: int) -> int:
+    """A layer counted from the first or, where negative, from the last; a fusion with fewer has its last one read."""
+    return max(0, depth + layer) if layer < 0 else min(layer, depth - 1)
 
 
 class Side:
@@ -51,10 +80,10 @@ class Fused(Protocol):
     """The fused sequences of a batch, computed when they are asked for."""
 
     def image(self, read_BR: jax.Array | None = None) -> jax.Array:
-        """Fused image positions `read_BR` of `image_BSD`, all where None."""
+        """Fused image positions `read_BR` of `image_BSD`, all if None."""
 
     def text(self, read_BR: jax.Array | None = None) -> jax.Array:
-        """Fused text positions `read_BR` of `text_BLD`, all where None."""
+        """Fused text positions `read_BR` of `text_BLD`, all if None."""
 
 
 class PairSide(NamedTuple):
@@ -89,14 +118,15 @@ class CrossFusion(nnx.Module):
 
     Args:
         streams: "both", or "text" (ALBEF, arXiv 2107.07651: no image position is fused).
-        stack: arguments of each `CrossStack`.
+        spec, depth: of each `CrossStack`.
     """
 
     drops = False  # whether hidden positions are left out here rather than in the encoders
 
-    def __init__(self, *, streams: str, rngs: nnx.Rngs, **stack: Any):
-        self.image_stream = CrossStack(**stack, rngs=rngs) if streams == "both" else None
-        self.text_stream = CrossStack(**stack, rngs=rngs)
+    def __init__(self, spec: BlockSpec, lengths: Lengths, *, depth: int, streams: str, rngs: nnx.Rngs):
+        self.image_stream = CrossStack(spec, depth=depth, rngs=rngs) if streams == "both" else None
+        self.text_stream = CrossStack(spec, depth=depth, rngs=rngs)
+        self.prefix, self.patches = lengths.prefix, lengths.patches
 
     def image_side(self, image_BSD: jax.Array, visible: Positions | None = None) -> Side:
         return Side(*with_even_length(image_BSD, self.text_stream.heads), project=self.text_stream.project)
@@ -124,6 +154,15 @@ class CrossFusion(nnx.Module):
             image_PRD = self.image_stream.finish(image.start_BRD, text.memory, image.valid_BS, first, keys[0])
             pair_PD *= image_PRD[:, 0].astype(jnp.float32)
         return pair_PD
+
+    def attention(self, image: Side, text: Side, layer: int) -> Attention:
+        """See `Attention`; negative layers count from the last."""
+        layer, patches = layer_number(layer, self.text_stream.depth), slice(self.prefix, self.prefix + self.patches)
+        text_BHLS = self.text_stream.memory_weights(text.sequence_BSD, image.memory, text.valid_BS, layer)
+        image_BHSL = None
+        if self.image_stream:
+            image_BHSL = self.image_stream.memory_weights(image.sequence_BSD, text.memory, image.valid_BS, layer)
+        return Attention(text_BHLS[..., patches], None if image_BHSL is None else image_BHSL[:, :, patches])
 
     @staticmethod
     def _start(stack: CrossStack | None, side: Side, key: jax.Array | None) -> jax.Array | None:

@@ -1,17 +1,19 @@
 """One stream over both modalities: merged fusion (MAMO), single stream (MLIM), masked autoencoder (M3AE).
 
 A joint sequence is the caption followed by the picture's patches: [start token, words, end token | patches]. The class
-token of an image encoder that has one stays out of it; a pair is read at the start token.
+token and others that an image encoder puts before its patches stay out of it; a pair is read at the start token.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.models.fusion import Fused, Keys, PairSide, Side
-from maskvlm_jax.models.layers import Block, Dense, Dtype, LayerNorm, Positions, restore, take, token_init
+from maskvlm_jax.models.block import BlockSpec
+from maskvlm_jax.models.fusion import Attention, Fused, Keys, Lengths, PairSide, Side, layer_number
+from maskvlm_jax.models.layers import Dense, LayerNorm, Positions, restore, take, token_init
 from maskvlm_jax.models.primitives import spread
 from maskvlm_jax.models.stack import Stack, layer_keys
 
@@ -19,25 +21,9 @@ from maskvlm_jax.models.stack import Stack, layer_keys
 class JointStack(nnx.Module):
     """Self-attention blocks over a joint sequence, the last one at the positions that are read."""
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: int,
-        norm: str,
-        dropout: float,
-        init_std: float,
-        remat: str,
-        unroll: bool,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
-    ):
-        block = {"heads": heads, "mlp_ratio": mlp_ratio, "norm": norm, "eps": 1e-5, "dropout": dropout}
-        block |= {"init_std": init_std, "dtype": dtype}
-        self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
-        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype) if norm == "pre" else None
+    def __init__(self, spec: BlockSpec, *, depth: int, rngs: nnx.Rngs):
+        self.blocks = Stack(spec, depth, rngs=rngs)
+        self.norm = LayerNorm(spec.width, eps=spec.eps, dtype=spec.dtype) if spec.pre_norm else None
 
     @jax.named_scope("fusion")
     def body(self, x_BSD: jax.Array, valid_BS: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -50,11 +36,17 @@ class JointStack(nnx.Module):
     def last(
         self, x_BSD: jax.Array, valid_BS: jax.Array, read_BR: jax.Array | None = None, key: jax.Array | None = None
     ) -> jax.Array:
-        """The last block at the positions `read_BR`, all where None."""
+        """The last block at the positions `read_BR`, all if None."""
         last = self.blocks.depth - 1
         key = None if key is None else layer_keys(key, self.blocks.depth)[last]
         x_BRD = self.blocks.once(last, lambda block, *arguments: block(*arguments), x_BSD, valid_BS, key, read_BR)
         return x_BRD if self.norm is None else self.norm(x_BRD)
+
+    @jax.named_scope("fusion")
+    def attention_weights(self, x_BSD: jax.Array, valid_BS: jax.Array, layer: int) -> jax.Array:
+        """weights_BHSS: how much each position attends to each other one in one layer, without dropout."""
+        x_BSD = self.blocks.scan(lambda block, x, _: block(x, valid_BS), x_BSD, stop=layer)
+        return self.blocks.layer(layer).attention_weights(x_BSD, valid_BS)
 
     def __call__(self, x_BSD, valid_BS, read_BR=None, key=None) -> jax.Array:
         return self.last(self.body(x_BSD, valid_BS, key), valid_BS, read_BR, key)
@@ -71,6 +63,12 @@ class OneStream(nnx.Module):
     def pair_text(self, text: Side, key: jax.Array | None = None) -> PairSide:
         return PairSide(text.sequence_BSD, None, text.valid_BS)
 
+    def attention(self, image: Side, text: Side, layer: int) -> Attention:
+        x_BSD, valid_BS = join(text.sequence_BSD, text.valid_BS, image.sequence_BSD, image.valid_BS)
+        weights_BHSS = self.encoder.attention_weights(x_BSD, valid_BS, layer_number(layer, self.encoder.blocks.depth))
+        length = text.sequence_BSD.shape[1]
+        return Attention(weights_BHSS[:, :, :length, length:], weights_BHSS[:, :, length:, :length])
+
     def match(self, image: PairSide, text: PairSide, keys: Keys = (None, None)) -> jax.Array:
         """pair_PD: the encoder's output at the start token, nothing hidden."""
         x_PSD, valid_PS = join(text.start_BRD, text.valid_BS, image.start_BRD, image.valid_BS)
@@ -84,18 +82,18 @@ class JointFusion(OneStream):
     With encoders of depth 0 this is a single stream: BERT over embeddings of words and of patches.
 
     Args:
-        class_tokens: positions of `image_BSD` before its first patch: 1 behind a ViT with a class token, else 0.
-        stack: arguments of the `JointStack`.
+        lengths: of the sequences that are fused.
+        spec, depth: of the `JointStack`.
     """
 
     drops = False
 
-    def __init__(self, *, class_tokens: int, rngs: nnx.Rngs, **stack: Any):
-        self.encoder = JointStack(**stack, rngs=rngs)
-        self.class_tokens = class_tokens
+    def __init__(self, spec: BlockSpec, lengths: Lengths, *, depth: int, rngs: nnx.Rngs):
+        self.encoder = JointStack(spec, depth=depth, rngs=rngs)
+        self.prefix = lengths.prefix
 
     def image_side(self, image_BSD: jax.Array, visible: Positions | None = None) -> Side:
-        return Side(image_BSD[:, self.class_tokens :])
+        return Side(image_BSD[:, self.prefix :])
 
     def text_side(self, text_BLD: jax.Array, valid_BL: jax.Array, visible: Positions | None = None) -> Side:
         return Side(text_BLD, valid_BL)
@@ -107,7 +105,7 @@ class JointFusion(OneStream):
         def read(ids_BR):
             return self.encoder.last(body_BSD, valid_BS, ids_BR, keys[0])
 
-        return _JointFused(read, text.sequence_BSD.shape, image.sequence_BSD.shape[1], self.class_tokens)
+        return _JointFused(read, text.sequence_BSD.shape, image.sequence_BSD.shape[1], self.prefix)
 
 
 class AutoencoderFusion(OneStream):
@@ -118,30 +116,33 @@ class AutoencoderFusion(OneStream):
     alone.
 
     Args:
-        patches, max_length: positions of each modality.
-        decoder: arguments of the decoder's `JointStack` that differ from the encoder's.
-        stack: arguments of the encoder's `JointStack`.
+        lengths: of the sequences that are fused.
+        spec, depth: of the encoder.
+        decoder: values of the decoder's spec and depth that differ from the encoder's.
     """
 
     drops = True
 
-    def __init__(self, *, patches: int, max_length: int, decoder: dict, rngs: nnx.Rngs, **stack: Any):
-        width, wide = stack["width"], {**stack, **decoder}["width"]
-        common = {"init_std": stack["init_std"], "dtype": stack["dtype"], "rngs": rngs}
-        self.encoder = JointStack(**stack, rngs=rngs)
+    def __init__(self, spec: BlockSpec, lengths: Lengths, *, depth: int, decoder: dict[str, Any], rngs: nnx.Rngs):
+        decoder_spec, rest = BlockSpec.split({**dataclasses.asdict(spec), "depth": depth, **decoder})
+        width, wide = spec.width, decoder_spec.width
+        common = {"init_std": spec.init_std, "dtype": spec.dtype, "rngs": rngs}
+        self.encoder = JointStack(spec, depth=depth, rngs=rngs)
         self.to_decoder = Dense(width, wide, **common)
-        self.decoder = JointStack(**{**stack, **decoder}, rngs=rngs)
+        self.decoder = JointStack(decoder_spec, **rest, rngs=rngs)
         self.from_decoder = Dense(wide, width, **common)
 
         def tokens(*shape: int) -> nnx.Param:
             return nnx.Param(token_init()(rngs.params(), shape, jnp.float32))
 
         self.image_type, self.text_type = tokens(1, 1, width), tokens(1, 1, width)
-        self.image_slots = nnx.Dict(mask_token=tokens(1, 1, wide), position=tokens(1, patches, wide))
-        self.text_slots = nnx.Dict(mask_token=tokens(1, 1, wide), position=tokens(1, max_length, wide))
+        self.image_slots = nnx.Dict(mask_token=tokens(1, 1, wide), position=tokens(1, lengths.patches, wide))
+        self.text_slots = nnx.Dict(mask_token=tokens(1, 1, wide), position=tokens(1, lengths.words, wide))
+        self.prefix = lengths.prefix
 
     def image_side(self, image_BSD: jax.Array, visible: Positions | None = None) -> Side:
-        return Side(image_BSD + spread(self.image_type[...], image_BSD.shape, image_BSD.dtype), None, visible)
+        image_BND = image_BSD[:, self.prefix :]
+        return Side(image_BND + spread(self.image_type[...], image_BND.shape, image_BND.dtype), None, visible)
 
     def text_side(self, text_BLD: jax.Array, valid_BL: jax.Array, visible: Positions | None = None) -> Side:
         return Side(text_BLD + spread(self.text_type[...], text_BLD.shape, text_BLD.dtype), valid_BL, visible)
@@ -158,7 +159,7 @@ class AutoencoderFusion(OneStream):
         def read(ids_BR):
             return self.from_decoder(self.decoder.last(body_BSD, valid_BS, ids_BR, keys[1]))
 
-        return _JointFused(read, text.sequence_BSD.shape, image.sequence_BSD.shape[1], 0)
+        return _JointFused(read, text.sequence_BSD.shape, image.sequence_BSD.shape[1], self.prefix)
 
     def _slots(self, slots: nnx.Dict, encoded_BUD: jax.Array, side: Side) -> jax.Array:
         """The decoder's input: encoded positions at their places, the mask token at the others."""
@@ -188,8 +189,8 @@ def _shown(side: Side) -> tuple[jax.Array, jax.Array | None]:
 class _JointFused:
     """Reads a joint sequence by the positions of each modality."""
 
-    def __init__(self, read, text_shape: tuple[int, ...], patches: int, class_tokens: int):
-        self._read, self._patches, self._class_tokens = read, patches, class_tokens
+    def __init__(self, read, text_shape: tuple[int, ...], patches: int, prefix: int):
+        self._read, self._patches, self._prefix = read, patches, prefix
         self._rows, self._length = text_shape[:2]
 
     def text(self, read_BR: jax.Array | None = None) -> jax.Array:
@@ -199,7 +200,7 @@ class _JointFused:
         """Patches only: positions before the first patch are not in the joint sequence."""
         if read_BR is None:
             return self._read(self._all(self._length, self._patches))
-        return self._read(read_BR - self._class_tokens + self._length)
+        return self._read(read_BR - self._prefix + self._length)
 
     def _all(self, start: int, count: int) -> jax.Array:
         return jnp.broadcast_to(start + jnp.arange(count), (self._rows, count))

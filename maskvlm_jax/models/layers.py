@@ -1,4 +1,4 @@
-"""Dense, attention, feed-forward and the self-attention block: every attention in the project is computed here."""
+"""Dense, attention, feed-forward and layer norm: what blocks are made of. Every attention is computed here."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.models import primitives
-
-Dtype, Valid = primitives.Dtype, primitives.Valid
+from maskvlm_jax.models import attention, primitives
+from maskvlm_jax.models.activations import dense_of_activation
+from maskvlm_jax.models.attention import First, Valid
+from maskvlm_jax.models.primitives import Dtype, spread
 
 
 def kernel_init(std: float | None) -> Callable:
@@ -35,7 +36,7 @@ class Dense(nnx.Module):
 
     Args:
         dtype: of the factors.
-        out: of the result; `dtype` where None.
+        out: of the result; `dtype` if None.
         exact: float32 factors in full, where TPUs and GPUs would round them: for small heads, whose results are
             compared with each other or divided by a small temperature.
     """
@@ -59,13 +60,13 @@ class Dense(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         return self._apply(primitives.dense, x)
 
-    def of_gelu(self, x: jax.Array) -> jax.Array:
-        """gelu(x) W + b, with the exact (erf) GELU."""
-        return self._apply(primitives.gelu_dense, x)
+    def of_activation(self, x: jax.Array, name: str) -> jax.Array:
+        """activation(x) W + b, see `activations`."""
+        return self._apply(dense_of_activation, x, name)
 
-    def _apply(self, product: Callable, x: jax.Array) -> jax.Array:
+    def _apply(self, product: Callable, x: jax.Array, *options: str) -> jax.Array:
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        flat = product(flat, self.kernel[...], self.bias[...], self.product)
+        flat = product(flat, self.kernel[...], self.bias[...], self.product, *options)
         return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
 
@@ -127,7 +128,7 @@ def restore(visible_BUD: jax.Array, visible: Positions, length: int, mask_token:
     """(B, length, D): `visible_BUD` at the positions it was taken from, the mask token at all others."""
     rows = jnp.arange(visible_BUD.shape[0])[:, None]
     shape = (visible_BUD.shape[0], length, visible_BUD.shape[2])
-    slots_BSD = primitives.spread(mask_token, shape, visible_BUD.dtype)
+    slots_BSD = spread(mask_token, shape, visible_BUD.dtype)
     # A padded entry is written outside the sequence, where it is dropped.
     ids_BU = jnp.where(visible.valid_BM, visible.ids_BM, length)
     return slots_BSD.at[rows, ids_BU].set(visible_BUD, mode="drop")
@@ -156,15 +157,19 @@ class Attention(nnx.Module):
         self, x_BSD: jax.Array, key_BTHK: jax.Array, value_BTHK: jax.Array, valid_BT: Valid = None
     ) -> jax.Array:
         """Attends from x to the keys that are valid (all of them where `valid_BT` is None); float32 softmax."""
-        out_BSHK = primitives.attend(self._split(self.query(x_BSD)), key_BTHK, value_BTHK, valid_BT)
+        out_BSHK = attention.attend(self._split(self.query(x_BSD)), key_BTHK, value_BTHK, valid_BT)
         return self.out(out_BSHK.reshape(x_BSD.shape))
 
     def to_itself(self, x_BSD: jax.Array, valid_BS: Valid = None, read_BR: jax.Array | None = None) -> jax.Array:
-        """Attends from the positions `read_BR` of x, all where None, to all of x that is valid."""
+        """Attends from the positions `read_BR` of x, all if None, to all of x that is valid."""
         x_BRD = take(x_BSD, read_BR)
         if few_queries(x_BRD.shape[1], x_BSD.shape[1], heads=self.heads, width=x_BSD.shape[2]):
             return self._without_keys(x_BRD, x_BSD, valid_BS)
         return self(x_BRD, *self.project(x_BSD), valid_BS)
+
+    def weights(self, x_BSD: jax.Array, key_BTHK: jax.Array, valid_BT: Valid = None) -> jax.Array:
+        """weights_BHST: how much each position of x attends to each key; float32."""
+        return attention.weights(self._split(self.query(x_BSD)), key_BTHK, valid_BT)
 
     def _without_keys(self, x_BRD: jax.Array, context_BTD: jax.Array, valid_BT: Valid) -> jax.Array:
         """The same by q · (W c + b) = (Wᵀ q) · c + q · b and sum_t p_t (W c_t + b) = W (sum_t p_t c_t) + b.
@@ -172,7 +177,7 @@ class Attention(nnx.Module):
         Queries are carried to the sequence, which is projected to no keys and values. The softmax does not see q · b.
         """
         dtype = self.query.dtype
-        if isinstance(valid_BT, primitives.First):
+        if isinstance(valid_BT, First):
             valid_BT = valid_BT.mask(context_BTD.shape[1])
         key_DHK, value_DHK = (self._split(dense.kernel[...].astype(dtype)) for dense in (self.key, self.value))
         query_BRHK, context_BTD = self._split(self.query(x_BRD)), context_BTD.astype(dtype)
@@ -180,11 +185,11 @@ class Attention(nnx.Module):
         logits_BHRT = jnp.einsum("bhrd,btd->bhrt", lifted_BHRD, context_BTD, preferred_element_type=jnp.float32)
         logits_BHRT *= query_BRHK.shape[-1] ** -0.5
         if valid_BT is not None:
-            logits_BHRT = jnp.where(valid_BT[:, None, None], logits_BHRT, primitives.HIDDEN_LOGIT)
+            logits_BHRT = jnp.where(valid_BT[:, None, None], logits_BHRT, attention.HIDDEN_LOGIT)
         weights_BHRT = jax.nn.softmax(logits_BHRT).astype(dtype)
         mean_BHRD = jnp.einsum("bhrt,btd->bhrd", weights_BHRT, context_BTD)
         out_BRD = jnp.einsum("bhrd,dhk->brhk", mean_BHRD, value_DHK).reshape(x_BRD.shape)
-        return self.out(out_BRD + primitives.spread(self.value.bias[...], out_BRD.shape, out_BRD.dtype))
+        return self.out(out_BRD + spread(self.value.bias[...], out_BRD.shape, out_BRD.dtype))
 
     def _split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.heads, -1)
@@ -196,14 +201,17 @@ def few_queries(queries: int, keys: int, *, heads: int, width: int) -> bool:
 
 
 class FeedForward(nnx.Module):
-    """Two dense layers with the exact (erf) GELU between them, as ViT, BERT and RoBERTa."""
+    """Two dense layers with an activation between them: the exact (erf) GELU, as ViT, BERT and RoBERTa, or another."""
 
-    def __init__(self, width: int, *, ratio: int, init_std: float, dtype: Dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, *, ratio: int, activation: str = "gelu", init_std: float, dtype: Dtype, rngs: nnx.Rngs
+    ):
         self.up = Dense(width, ratio * width, init_std=init_std, dtype=dtype, rngs=rngs)
         self.down = Dense(ratio * width, width, init_std=init_std, dtype=dtype, rngs=rngs)
+        self.activation = activation
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        return self.down.of_gelu(self.up(x_BSD))
+        return self.down.of_activation(self.up(x_BSD), self.activation)
 
 
 class LayerNorm(nnx.Module):
@@ -215,44 +223,3 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         return primitives.layer_norm(x_BSD, self.scale[...], self.bias[...], self.eps, self.dtype)
-
-
-class Block(nnx.Module):
-    """Self-attention and feed-forward, each with a residual; `norm` is 'pre' (ViT) or 'post' (BERT)."""
-
-    def __init__(
-        self,
-        width: int,
-        *,
-        heads: int,
-        mlp_ratio: int = 4,
-        norm: str = "pre",
-        eps: float = 1e-6,
-        dropout: float = 0.0,
-        init_std: float = 0.02,
-        dtype: Dtype = "float32",
-        rngs: nnx.Rngs,
-    ):
-        common = {"init_std": init_std, "dtype": dtype, "rngs": rngs}
-        self.attention = Attention(width, heads=heads, **common)
-        self.feed_forward = FeedForward(width, ratio=mlp_ratio, **common)
-        self.norm1 = LayerNorm(width, eps=eps, dtype=dtype)
-        self.norm2 = LayerNorm(width, eps=eps, dtype=dtype)
-        self.pre, self.dropout = norm == "pre", dropout
-
-    def __call__(
-        self,
-        x_BSD: jax.Array,
-        valid_BS: Valid = None,
-        key: jax.Array | None = None,
-        read_BR: jax.Array | None = None,
-    ) -> jax.Array:
-        """The block at the positions `read_BR`, all where None; every valid position is attended to."""
-        key1, key2 = (None, None) if key is None else jax.random.split(key)
-        y_BSD = self.norm1(x_BSD) if self.pre else x_BSD
-        attended_BRD = self.attention.to_itself(y_BSD, valid_BS, read_BR)
-        x_BRD = take(x_BSD, read_BR) + dropout(attended_BRD, self.dropout, key1)
-        x_BRD = x_BRD if self.pre else self.norm1(x_BRD)
-        y_BRD = self.norm2(x_BRD) if self.pre else x_BRD
-        x_BRD = x_BRD + dropout(self.feed_forward(y_BRD), self.dropout, key2)
-        return x_BRD if self.pre else self.norm2(x_BRD)

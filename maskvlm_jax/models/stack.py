@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from maskvlm_jax.sharding import split_rows
+from maskvlm_jax.models import auxiliary
+from maskvlm_jax.models.block import BlockSpec, block_class
+from maskvlm_jax.parallel.sharding import split_rows
 
 REMAT_POLICIES = {
     "none": None,
@@ -21,27 +23,19 @@ class Stack(nnx.Module):
     """`depth` copies of a block whose parameters are stacked on a leading layer axis.
 
     Args:
-        make_block: builds one block.
+        spec: of the blocks. Its `remat`: 'none' keeps every activation for the backward pass, 'dots' those of products
+            with weights, 'full' only each block's input. Its `unroll`: write the blocks one after another instead of
+            as a loop: faster on a CPU, slower to compile. The parameters and the numbers are the same.
         depth: number of blocks; with none, `scan` returns what it is given.
-        remat: 'none' keeps every activation for the backward pass, 'dots' those of products with weights, 'full' only
-            each block's input.
-        unroll: write the blocks one after another instead of as a loop: faster on a CPU, slower to compile. The
-            parameters and the numbers are the same.
+        part: which class of the spec's kind, see `block.block_class`.
     """
 
-    def __init__(
-        self,
-        make_block: Callable[[nnx.Rngs], nnx.Module],
-        depth: int,
-        *,
-        remat: str = "none",
-        unroll: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        blocks = [nnx.split(make_block(rngs)) for _ in range(depth)]
+    def __init__(self, spec: BlockSpec, depth: int, *, part: str = "Block", rngs: nnx.Rngs):
+        make_block = block_class(spec.kind, part)
+        blocks = [nnx.split(make_block(spec, rngs=rngs)) for _ in range(depth)]
         states = [state for _, state in blocks]
         self.block = nnx.merge(blocks[0][0], jax.tree.map(lambda *x: jnp.stack(x), *states)) if blocks else None
-        self.depth, self.remat, self.unroll = depth, remat, unroll
+        self.depth, self.remat, self.unroll = depth, spec.remat, spec.unroll
 
     def layer(self, index: int) -> Any:
         """The block of one layer."""
@@ -53,10 +47,14 @@ class Stack(nnx.Module):
         graphdef, state = nnx.split(self.layer(index))
 
         def run(state, *arguments):
-            return _placed(apply(nnx.merge(graphdef, state), *arguments))
+            with auxiliary.of_layer() as values:
+                result = _placed(apply(nnx.merge(graphdef, state), *arguments))
+            return result, values
 
         policy = REMAT_POLICIES[self.remat]
-        return (run if policy is None else jax.checkpoint(run, policy=policy))(state, *arguments)
+        result, values = (run if policy is None else jax.checkpoint(run, policy=policy))(state, *arguments)
+        auxiliary.pass_on(values)
+        return result
 
     def scan(self, apply: Callable, carry: Any, xs: Any = None, *, start: int = 0, stop: int | None = None) -> Any:
         """carry = apply(block, carry, x) over the layers start:stop; `xs` has a leading layer axis of its own."""
@@ -68,11 +66,15 @@ class Stack(nnx.Module):
 
         def body(carry, layer):
             state, x = layer
-            return _placed(apply(nnx.merge(graphdef, state), _placed(carry), x)), None
+            with auxiliary.of_layer() as values:
+                carry = _placed(apply(nnx.merge(graphdef, state), _placed(carry), x))
+            return carry, values
 
         policy = REMAT_POLICIES[self.remat]
         body = body if policy is None else jax.checkpoint(body, policy=policy, prevent_cse=self.unroll)
-        carry, _ = jax.lax.scan(body, carry, (state, xs), unroll=stop - start if self.unroll else 1)
+        carry, values = jax.lax.scan(body, carry, (state, xs), unroll=stop - start if self.unroll else 1)
+        # The scan puts its axis of layers before the axis of one that `hand_out` adds.
+        auxiliary.pass_on(jax.tree.map(lambda x: x[:, 0], values))
         return carry
 
     def map(self, apply: Callable) -> Any:

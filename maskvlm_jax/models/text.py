@@ -4,62 +4,41 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.models.layers import TOKEN_STD, Block, Dtype, LayerNorm, dropout, token_init
+from maskvlm_jax.models.attention import First
+from maskvlm_jax.models.block import BlockSpec
+from maskvlm_jax.models.layers import TOKEN_STD, LayerNorm, dropout, token_init
 from maskvlm_jax.models.positions import waves
-from maskvlm_jax.models.primitives import First
 from maskvlm_jax.models.stack import Stack, layer_keys
 
 
 class TextEncoder(nnx.Module):
-    """Post-norm Transformer over word and position embeddings.
+    """Transformer over word and position embeddings; the papers' blocks are post-norm.
 
-    Differs from the release of RoBERTa: positions count from 0 (its table starts at 2), and the constant embedding of
-    the single token type, which it adds at every position, is left out.
+    Positions count from 0, and no token type is added; of an encoder that has either otherwise the positions take it in
+    (`weights.families.bert`).
 
     With `init_std` 0 (training from scratch) the positions start from sines and cosines, see `models.positions`.
 
     Args:
+        spec: of the blocks, whose `eps` is that of the other norms too.
         depth: blocks; with 0 the encoder is an embedding, for a single stream.
-        mask_id: the mask token, where pictures share it.
+        mask_id: the number of the mask token, for what hides words or pictures by it; -1 is the last of the vocabulary.
     """
 
     def __init__(
-        self,
-        *,
-        vocab_size: int,
-        max_length: int,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: int,
-        norm: str,
-        dropout: float,
-        init_std: float,
-        remat: str,
-        unroll: bool,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
-        mask_id: int = -1,
+        self, spec: BlockSpec, *, vocab_size: int, max_length: int, depth: int, rngs: nnx.Rngs, mask_id: int = -1
     ):
+        width, norm = spec.width, {"eps": spec.eps, "dtype": spec.dtype}
         self.embedding = nnx.Param(token_init()(rngs.params(), (vocab_size, width), jnp.float32))
         position = token_init()(rngs.params(), (1, max_length, width), jnp.float32)
-        if init_std == 0:
+        if spec.init_std == 0:
             position = jnp.asarray(TOKEN_STD * waves(max_length, width)[None])  # as large as the words' embeddings
         self.position = nnx.Param(position)
-        self.embedding_norm = LayerNorm(width, eps=1e-5, dtype=dtype)
-        block = {
-            "heads": heads,
-            "mlp_ratio": mlp_ratio,
-            "norm": norm,
-            "eps": 1e-5,
-            "dropout": dropout,
-            "init_std": init_std,
-            "dtype": dtype,
-        }
-        self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
-        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype) if norm == "pre" and depth else None
+        self.embedding_norm = LayerNorm(width, **norm)
+        self.blocks = Stack(spec, depth, rngs=rngs)
+        self.norm = LayerNorm(width, **norm) if spec.pre_norm and depth else None
         self.mask_id = mask_id
-        self.width, self.dropout, self.dtype = width, dropout, dtype
+        self.width, self.dropout, self.dtype = width, spec.dropout, spec.dtype
 
     @property
     def mask_embedding(self) -> jax.Array:

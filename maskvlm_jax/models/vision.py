@@ -1,6 +1,7 @@
 """Image encoders: ViT, and the shallow embeddings of single-stream models."""
 
 import itertools
+from collections.abc import Iterator
 
 import einops
 import jax
@@ -8,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskvlm_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from maskvlm_jax.models import primitives
-from maskvlm_jax.models.layers import Block, Dense, Dtype, LayerNorm, Positions, dropout, restore, take, token_init
+from maskvlm_jax.models.activations import activate
+from maskvlm_jax.models.attention import with_even_length
+from maskvlm_jax.models.block import BlockSpec
+from maskvlm_jax.models.layers import Dense, Dtype, LayerNorm, Positions, dropout, restore, take, token_init
 from maskvlm_jax.models.positions import grid_waves
+from maskvlm_jax.models.primitives import spread
 from maskvlm_jax.models.stack import Stack, layer_keys
+from maskvlm_jax.runtime.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 
 def normalised(image_BYXC: jax.Array) -> jax.Array:
@@ -70,7 +74,7 @@ class ConvEmbedding(nnx.Module):
         x_BYXC = image_BYXC
         for layer in self.layers:
             x_BYXC = einops.rearrange(x_BYXC, "b (h p) (w q) c -> b h w (p q c)", p=2, q=2)
-            x_BYXC = primitives.gelu(layer(x_BYXC))
+            x_BYXC = activate(layer(x_BYXC), "gelu")
         return self.out(einops.rearrange(x_BYXC, "b h w c -> b (h w) c"))
 
 
@@ -93,68 +97,77 @@ class ConvDecoder(nnx.Module):
         """(B, N, F): pixels of each patch, not bounded."""
         x = x_BND[:, :, None, None]
         for layer in self.layers:
-            x = primitives.gelu(layer(x))
+            x = activate(layer(x), "gelu")
             x = einops.rearrange(x, "b n h w (p q c) -> b n (h p) (w q) c", p=2, q=2)
         return einops.rearrange(self.out(x), "b n h w c -> b n (h w c)")
 
 
 class ImageEncoder(nnx.Module):
-    """Pre-norm ViT with learned positions (Dosovitskiy et al. 2021, arXiv 2010.11929).
+    """ViT with learned positions (Dosovitskiy et al. 2021, arXiv 2010.11929); the paper's blocks are pre-norm.
 
+    The sequence is [class token, distillation token, registers | patches]; before the patches stand `prefix` positions.
     With `init_std` 0 (training from scratch) the positions start from sines and cosines, see `models.positions`.
 
     Args:
+        spec: of the blocks, whose `eps` is that of the last norm too.
         image_size, patch: pixels.
         embedding: "patch" (ViT) or "conv" (MLIM); `channels` are those of `ConvEmbedding`.
         depth: blocks; with 0 the encoder is an embedding, for a single stream.
         class_token: begin the sequence with a learned token.
+        distillation_token: and go on with another, which a custom loss may read at position 1 (DeiT, arXiv
+            2012.12877).
+        registers: so many learned tokens without a position follow, where blocks keep what belongs to no patch
+            (DINOv2, arXiv 2309.16588).
+        norm_before: a layer norm before the blocks (CLIP, arXiv 2103.00020).
         hidden: how a hidden patch is kept from the blocks. "token": a learned token takes its embedding's place
             (SimMIM, arXiv 2111.09886). "drop": only the visible patches are encoded, and the token stands at the
-            hidden ones' places in the output (MAE, arXiv 2111.06377). "later": not here; the fusion drops it. "none":
-            no picture is masked.
+            hidden ones' places in the output (MAE, arXiv 2111.06377). "drop_in_fusion": not here; the fusion drops it.
+            "none": no picture is masked.
         mask_token: own that token; otherwise it is given in the call.
     """
 
     def __init__(
         self,
+        spec: BlockSpec,
         *,
         image_size: int,
         patch: int,
-        width: int,
         depth: int,
-        heads: int,
-        mlp_ratio: int,
-        dropout: float,
-        init_std: float,
-        remat: str,
-        unroll: bool,
-        dtype: Dtype,
         rngs: nnx.Rngs,
         embedding: str = "patch",
         channels: int = 32,
         class_token: bool = True,
+        distillation_token: bool = False,
+        registers: int = 0,
+        norm_before: bool = False,
         hidden: str = "token",
         mask_token: bool = True,
     ):
-        patches = (image_size // patch) ** 2
-        common = {"init_std": init_std, "dtype": dtype}
+        width, patches = spec.width, (image_size // patch) ** 2
+        common = {"init_std": spec.init_std, "dtype": spec.dtype}
         if embedding == "conv":
             self.patch_embedding = ConvEmbedding(patch, width, channels=channels, **common, rngs=rngs)
         else:
             self.patch_embedding = PatchEmbedding(patch, width, **common, rngs=rngs)
-        self.class_token = nnx.Param(token_init()(rngs.params(), (1, 1, width), jnp.float32)) if class_token else None
-        own = mask_token and hidden in ("token", "drop")
-        self.mask_token = nnx.Param(token_init()(rngs.params(), (1, 1, width), jnp.float32)) if own else None
-        position = token_init()(rngs.params(), (1, class_token + patches, width), jnp.float32)
-        if init_std == 0:
+
+        def tokens(count: int) -> nnx.Param | None:
+            return nnx.Param(token_init()(rngs.params(), (1, int(count), width), jnp.float32)) if count else None
+
+        self.class_token = tokens(class_token)
+        self.mask_token = tokens(mask_token and hidden in ("token", "drop"))
+        self.distillation_token, self.register_tokens = tokens(distillation_token), tokens(registers)
+        self._placed = class_token + distillation_token  # tokens that have a position
+        position = token_init()(rngs.params(), (1, self._placed + patches, width), jnp.float32)
+        if spec.init_std == 0:
             # Of the size of the pixel embeddings that they are added to.
-            position = position.at[0, class_token:].set(0.5**0.5 * grid_waves(image_size // patch, width))
+            position = position.at[0, self._placed :].set(0.5**0.5 * grid_waves(image_size // patch, width))
         self.position = nnx.Param(position)
-        block = {"heads": heads, "mlp_ratio": mlp_ratio, "norm": "pre", "eps": 1e-6, "dropout": dropout, **common}
-        self.blocks = Stack(lambda rngs: Block(width, **block, rngs=rngs), depth, remat=remat, unroll=unroll, rngs=rngs)
-        self.norm = LayerNorm(width, eps=1e-6, dtype=dtype)
-        self.patch, self.patches, self.width, self.dropout, self.dtype = patch, patches, width, dropout, dtype
-        self.hidden, self.class_tokens, self.heads = hidden, int(class_token), heads
+        norm = {"eps": spec.eps, "dtype": spec.dtype}
+        self.norm_before = LayerNorm(width, **norm) if norm_before else None
+        self.blocks = Stack(spec, depth, rngs=rngs)
+        self.norm = LayerNorm(width, **norm) if spec.pre_norm else None
+        self.patch, self.patches, self.width, self.dropout = patch, patches, width, spec.dropout
+        self.hidden, self.prefix, self.heads = hidden, self._placed + registers, spec.heads
 
     @jax.named_scope("image_encoder")
     def __call__(
@@ -175,7 +188,7 @@ class ImageEncoder(nnx.Module):
             key: draws dropout; None = none.
             mask_token: (D,), where the encoder owns none.
         Returns:
-            image_BSD with S = class_tokens + N.
+            image_BSD with S = prefix + N.
         """
         if masked_BN is not None and self.hidden == "none":
             raise ValueError("this encoder hides no patch: model.image.hidden is none")
@@ -184,24 +197,31 @@ class ImageEncoder(nnx.Module):
         token = self.mask_token[...] if mask_token is None and self.mask_token is not None else mask_token
         drop = masked_BN is not None and self.hidden == "drop"
         if masked_BN is not None and self.hidden == "token":
-            x_BND = jnp.where(masked_BN[:, :, None], primitives.spread(token, x_BND.shape, x_BND.dtype), x_BND)
+            x_BND = jnp.where(masked_BN[:, :, None], spread(token, x_BND.shape, x_BND.dtype), x_BND)
         position = self.position[...]
-        patch_BND = primitives.spread(position[:, self.class_tokens :], x_BND.shape, x_BND.dtype)
+        patch_BND = spread(position[:, self._placed :], x_BND.shape, x_BND.dtype)
         x_BSD = x_BND + patch_BND
         if drop:
             x_BSD = take(x_BSD, visible.ids_BM)
-        if self.class_token is not None:
-            start_11D = self.class_token[...] + position[:, :1]
-            start_B1D = primitives.spread(start_11D, (len(x_BSD), 1, self.width), x_BSD.dtype)
-            x_BSD = jnp.concatenate([start_B1D, x_BSD], axis=1)
+        x_BSD = jnp.concatenate([*self._first(x_BSD), x_BSD], axis=1) if self.prefix else x_BSD
+        x_BSD = x_BSD if self.norm_before is None else self.norm_before(x_BSD)
         x_BSD = dropout(x_BSD, self.dropout, key)
         keys = layer_keys(block_key, self.blocks.depth)
         length = x_BSD.shape[1]
-        x_BSD, valid = primitives.with_even_length(x_BSD, self.heads)
+        x_BSD, valid = with_even_length(x_BSD, self.heads)
         x_BSD = self.blocks.scan(lambda block, x, key: block(x, valid, key), x_BSD, keys)
-        x_BSD = self.norm(x_BSD[:, :length])
+        x_BSD = x_BSD[:, :length]
+        x_BSD = x_BSD if self.norm is None else self.norm(x_BSD)
         if drop:
-            slots_BND = restore(x_BSD[:, self.class_tokens :], visible, self.patches, token)
+            slots_BND = restore(x_BSD[:, self.prefix :], visible, self.patches, token)
             hidden_BND = jnp.where(masked_BN[:, :, None], slots_BND + patch_BND, slots_BND)
-            x_BSD = jnp.concatenate([x_BSD[:, : self.class_tokens], hidden_BND], axis=1)
+            x_BSD = jnp.concatenate([x_BSD[:, : self.prefix], hidden_BND], axis=1)
         return x_BSD
+
+    def _first(self, x_BSD: jax.Array) -> Iterator[jax.Array]:
+        """The positions before the first patch, for every picture of x: class, distillation and register tokens."""
+        owned = (token for token in (self.class_token, self.distillation_token) if token is not None)
+        tokens = [token[...] + self.position[...][:, i : i + 1] for i, token in enumerate(owned)]
+        tokens += [] if self.register_tokens is None else [self.register_tokens[...]]
+        for token_1SD in tokens:
+            yield spread(token_1SD, (x_BSD.shape[0], *token_1SD.shape[1:]), x_BSD.dtype)

@@ -1,17 +1,21 @@
 """The vision-language model: two encoders, their fusion, and a shared embedding."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.models.fusion import CrossFusion
+from maskvlm_jax.models.block import BlockSpec
+from maskvlm_jax.models.fusion import CrossFusion, Lengths
 from maskvlm_jax.models.joint import AutoencoderFusion, JointFusion
-from maskvlm_jax.models.layers import Dense
+from maskvlm_jax.models.pooling import pool, projection
 from maskvlm_jax.models.text import TextEncoder
 from maskvlm_jax.models.vision import ImageEncoder
 
+FIRST = {"image": "first", "text": "first", "layers": 1}
 TEMPERATURE_RANGE = (0.001, 0.5)
 FUSIONS = {"cross": CrossFusion, "joint": JointFusion, "autoencoder": AutoencoderFusion}
 
@@ -20,16 +24,18 @@ class VLM(nnx.Module):
     """Image encoder, text encoder, fusion, and the contrastive space.
 
     Args:
-        image, text: arguments of `ImageEncoder` and `TextEncoder`.
-        fusion: arguments of a fusion, and its `kind`: "cross" (MaskVLM, ALBEF), "joint" (MAMO, MLIM), "autoencoder"
-            (M3AE) or "none".
+        image, text: values of a `BlockSpec` and arguments of `ImageEncoder` and `TextEncoder`.
+        fusion: likewise of a fusion, and its `kind`: "cross" (MaskVLM, ALBEF), "joint" (MAMO, MLIM), "autoencoder"
+            (M3AE) or "none". The kind of its blocks is `block_kind`.
         embed: width E of the contrastive space; 0 = there is none.
         temperature: initial temperature of the similarity; learned, kept in `TEMPERATURE_RANGE` as ALBEF.
         temperature_scale: what is learned, the temperature's logarithm ("log", as CLIP) or itself ("linear", as
             ALBEF).
         shared_mask: hidden image positions enter as the word embedding of the mask token (MLIM), not as a token of
             their own.
-        shared: arguments that every block takes: init_std, remat, unroll, dtype.
+        pooling: how a sequence becomes a vector of the contrastive space: `image` and `text`, each "first" (class or
+            start token), "mean" (of the patches, of the words with start and end) or "both"; `layers`: 1 or 2.
+        shared: values that all blocks have: init_std, remat, unroll, dtype.
     """
 
     def __init__(
@@ -42,17 +48,20 @@ class VLM(nnx.Module):
         temperature: float,
         temperature_scale: str = "log",
         shared_mask: bool = False,
+        pooling: Mapping[str, Any] = FIRST,
         shared: dict,
         rngs: nnx.Rngs,
     ):
-        fusion = dict(fusion)
-        kind = fusion.pop("kind")
-        self.image_encoder = ImageEncoder(**image, mask_token=not shared_mask, **shared, rngs=rngs)
-        self.text_encoder = TextEncoder(**text, **shared, rngs=rngs)
-        self.fusion = FUSIONS[kind](**fusion, **shared, rngs=rngs) if kind != "none" else None
-        head = {"init_std": shared["init_std"], "exact": True, "rngs": rngs}
-        self.image_projection = Dense(image["width"], embed, **head) if embed else None
-        self.text_projection = Dense(text["width"], embed, **head) if embed else None
+        (image_blocks, image), (text_blocks, text) = (BlockSpec.split(part | shared) for part in (image, text))
+        self.image_encoder = ImageEncoder(image_blocks, **image, mask_token=not shared_mask, rngs=rngs)
+        self.text_encoder = TextEncoder(text_blocks, **text, rngs=rngs)
+        lengths = Lengths(self.image_encoder.prefix, self.image_encoder.patches, text["max_length"])
+        self.fusion = _fusion(fusion | shared, lengths, rngs)
+        head = {"layers": pooling["layers"], "init_std": shared["init_std"], "exact": True, "rngs": rngs}
+        image_kind, text_kind = pooling["image"], pooling["text"]
+        self.image_projection = projection(image_blocks.width, embed, kind=image_kind, **head) if embed else None
+        self.text_projection = projection(text_blocks.width, embed, kind=text_kind, **head) if embed else None
+        self.image_pooling, self.text_pooling = image_kind, text_kind
         self.log_scale = temperature_scale == "log"
         start = math.log(temperature) if self.log_scale else temperature
         # A strong float32: a weak-typed scalar would compile the step twice.
@@ -65,12 +74,20 @@ class VLM(nnx.Module):
         return self.image_encoder(image_BYXC, masked_BN, *args, mask_token=mask_token)
 
     def embed_image(self, image_BSD: jax.Array) -> jax.Array:
-        """image_BE: the class token in the contrastive space, unit length, float32."""
-        return normalize(self.image_projection(image_BSD[:, 0].astype(jnp.float32)))
+        """image_BE: pictures in the contrastive space, unit length, float32."""
+        return normalize(self.project_image(image_BSD))
 
-    def embed_text(self, text_BLD: jax.Array) -> jax.Array:
-        """text_BE: the start token in the contrastive space, unit length, float32."""
-        return normalize(self.text_projection(text_BLD[:, 0].astype(jnp.float32)))
+    def embed_text(self, text_BLD: jax.Array, valid_BL: jax.Array) -> jax.Array:
+        """text_BE: captions in the contrastive space, unit length, float32."""
+        return normalize(self.project_text(text_BLD, valid_BL))
+
+    def project_image(self, image_BSD: jax.Array) -> jax.Array:
+        """image_BE before its length is made one."""
+        return self.image_projection(pool(image_BSD, self.image_pooling, before=self.image_encoder.prefix))
+
+    def project_text(self, text_BLD: jax.Array, valid_BL: jax.Array) -> jax.Array:
+        """text_BE before its length is made one."""
+        return self.text_projection(pool(text_BLD, self.text_pooling, valid_BS=valid_BL))
 
     def current_temperature(self) -> jax.Array:
         """τ of the similarity, a scalar in `TEMPERATURE_RANGE`."""
@@ -83,6 +100,17 @@ class VLM(nnx.Module):
         if self.temperature is not None:
             ends = tuple(map(math.log, TEMPERATURE_RANGE)) if self.log_scale else TEMPERATURE_RANGE
             self.temperature[...] = jnp.clip(self.temperature[...], *ends)
+
+
+def _fusion(options: dict, lengths: Lengths, rngs: nnx.Rngs) -> nnx.Module | None:
+    options = dict(options)
+    kind = options.pop("kind")
+    if kind == "none":
+        return None
+    if "block_kind" in options:  # `kind` is the fusion's own
+        options["kind"] = options.pop("block_kind")
+    spec, options = BlockSpec.split(options)
+    return FUSIONS[kind](spec, lengths, **options, rngs=rngs)
 
 
 def cosine(left_BE: jax.Array, right_GE: jax.Array) -> jax.Array:

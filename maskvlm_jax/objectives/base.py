@@ -1,9 +1,54 @@
-"""What every objective is."""
+"""What every objective is, and what it may offer to evaluators.
+
+An objective returns its loss unreduced, as `Terms`; the learner takes the means. So a loss is the same whether a batch
+is computed whole or in microbatches, without its author knowing of either.
+
+What an objective needs of the model is a `Needs`; what its predictions are good for is a role: a base class beside
+`Objective`, such as `ScoresPairs`. Nothing is found by the label that a config gives it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 from flax import nnx
 
-from maskvlm_jax.context import Context, Views
+from maskvlm_jax.models.layers import Positions
+from maskvlm_jax.objectives.context import Context, Views
+
+
+class Terms(NamedTuple):
+    """Values whose mean is a loss.
+
+    value: (B, ...) float32; of an example, or of each of its masked positions, pairs or patches. A loss over all pairs
+        of a batch reads the batch-wide properties of `Context` and gives one value an example of the whole batch.
+    valid: booleans of the same shape, which of them count; None = all. Every one that counts weighs the same, however
+        many its example has.
+    weight: of this mean in the objective's loss.
+    name: the mean is logged as LABEL/NAME too; "" = it is not.
+    """
+
+    value: jax.Array
+    valid: jax.Array | None = None
+    weight: jax.Array | float = 1.0
+    name: str = ""
+
+
+class Needs(NamedTuple):
+    """What an objective needs of the model and of the training.
+
+    embedding: the contrastive space. fusion: both modalities fused; fused_patches: positions of the picture among them.
+    masked_pictures: pictures of which patches are hidden. teacher: the moving average of the parameters. negatives:
+    other pairs in the batch. fields: labels of `config.data.fields` whose arrays it reads of `ctx.batch`.
+    """
+
+    embedding: bool = False
+    fusion: bool = False
+    fused_patches: bool = False
+    masked_pictures: bool = False
+    teacher: bool = False
+    negatives: bool = False
+    fields: tuple[str, ...] = ()
 
 
 class Objective(nnx.Module):
@@ -11,16 +56,84 @@ class Objective(nnx.Module):
 
     Attributes:
         views: what it reads of the context, by modality; these go through an encoder in one call.
-        reads_teacher: it reads the moving average of the model, which must then be on.
-        reads_negatives: it tells a pair from others of the batch, and learns nothing where there are none.
         queue: pairs of earlier batches that it reads; 0 = none.
+        reads_auxiliary: it reads `ctx.auxiliary`, what blocks handed out in all passes of the others; it comes last.
+        choices: arguments that are one of a few words.
+        training_arguments: arguments that say how its head is trained, and not what the head's parameters are: a run
+            that starts from another takes over a head that differs in these alone.
     """
 
     views: Views
-    reads_teacher = False
-    reads_negatives = False
     queue = 0
+    reads_auxiliary: ClassVar[bool] = False
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    training_arguments: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """loss_B, one loss an example, whose mean over the batch is the loss; and scalars to log."""
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> Needs:
+        """What it needs, with these arguments of its config."""
+        return Needs()
+
+    def __call__(self, ctx: Context, key: jax.Array) -> tuple[Terms | tuple[Terms, ...], dict[str, jax.Array]]:
+        """The terms of the loss, which are added up, and scalars to log."""
         raise NotImplementedError
+
+
+class PredictsWords:
+    """Role: predicts masked words."""
+
+    def predict(self, ctx: Context) -> tuple[jax.Array, Positions]:
+        """logits_BMV at the masked tokens, and which tokens they are."""
+        raise NotImplementedError
+
+
+class PredictsPixels:
+    """Role: rebuilds masked patches."""
+
+    def predict(self, ctx: Context) -> tuple[jax.Array, Positions]:
+        """pred_BMF, normalised pixels of the masked patches, and which patches they are."""
+        raise NotImplementedError
+
+
+class PredictsFeatures:
+    """Role: predicts features of masked patches."""
+
+    def predict(self, ctx: Context) -> tuple[jax.Array, jax.Array]:
+        """pred_BMD and target_BMD at the masked patches, of unit length; the targets are the teacher's."""
+        raise NotImplementedError
+
+
+class ScoresPairs:
+    """Role: says whether a picture and a caption belong together."""
+
+    @classmethod
+    def adds_similarity(cls, arguments: Mapping[str, Any]) -> bool:
+        """Whether its score is what the contrastive similarity does not know, to be added to it."""
+        return False
+
+    def log_odds(self, pair_PD: jax.Array) -> jax.Array:
+        """score_P, log p(matched) / p(unmatched) from the fused vector of a pair."""
+        raise NotImplementedError
+
+
+class TrainsEmbeddings:
+    """Role: trains the contrastive space, so that cosines in it rank pictures and captions."""
+
+
+Role = TypeVar("Role")
+
+
+def label_of(objectives: Mapping[str, Any], role: type) -> str | None:
+    """The label of the objective of a role, the first of them; None if there is none.
+
+    Args:
+        objectives: by label; classes or instances.
+    """
+    kind = {label: one if isinstance(one, type) else type(one) for label, one in objectives.items()}
+    return next((label for label in sorted(kind) if issubclass(kind[label], role)), None)
+
+
+def objective_of(objectives: Mapping[str, Any], role: type[Role]) -> Role | None:
+    """The objective of that label; None if there is none."""
+    label = label_of(objectives, role)
+    return None if label is None else objectives[label]

@@ -6,13 +6,16 @@ The sum of both directions, as the paper writes it (ALBEF averages). No momentum
 Differs from the paper: another example with the same picture or the same caption is left out of the negatives.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.context import Context
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives import base
+from maskvlm_jax.objectives.context import Context
 
 
 def contrastive_loss(similarity_BB: jax.Array, same_pair_BB: jax.Array) -> jax.Array:
@@ -31,18 +34,20 @@ def contrastive_loss(similarity_BB: jax.Array, same_pair_BB: jax.Array) -> jax.A
     return image_to_text_B + text_to_image_B
 
 
-class Objective(base.Objective):
+class Objective(base.Objective, base.TrainsEmbeddings):
     """Pulls matched pairs together in the shared space and pushes the batch's other pairs apart."""
 
-    reads_negatives = True
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> base.Needs:
+        return base.Needs(embedding=True, negatives=True)
 
     def __init__(self, vlm: VLM, *, shared: dict, rngs: nnx.Rngs):
         self.views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
 
-    def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, ctx: Context, key: jax.Array) -> tuple[base.Terms, dict[str, jax.Array]]:
         similarity_BB = ctx.similarity_BB
         best_B = jnp.argmax(jnp.where(ctx.same_pair_BB, -jnp.inf, similarity_BB), axis=1)
         best_other_B = jnp.take_along_axis(similarity_BB, best_B[:, None], axis=1)[:, 0]
         accuracy = jnp.mean(jnp.diagonal(similarity_BB) > best_other_B)
         loss_B = contrastive_loss(similarity_BB, ctx.same_pair_BB)
-        return loss_B, {"accuracy": accuracy, "temperature": ctx.vlm.current_temperature()}
+        return base.Terms(loss_B), {"accuracy": accuracy, "temperature": ctx.vlm.current_temperature()}

@@ -5,23 +5,22 @@
 p̂: the prediction of the moving average for the same masked caption.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.context import Context
 from maskvlm_jax.models.vlm import VLM
-from maskvlm_jax.objectives import masked_text
-from maskvlm_jax.objectives.reduce import batch_mean_terms
+from maskvlm_jax.objectives import base, masked_text
+from maskvlm_jax.objectives.context import Context
 
 
-def distillation_loss(
-    logits_BMV: jax.Array, teacher_BMV: jax.Array, valid_BM: jax.Array, per_example: jax.Array | None = None
-) -> jax.Array:
-    """loss_B: H(softmax(teacher), softmax(logits)) averaged over every masked token of the batch."""
+def distillation_loss(logits_BMV: jax.Array, teacher_BMV: jax.Array) -> jax.Array:
+    """entropy_BM, H(softmax(teacher), softmax(logits)) of each token in nats."""
     probability_BMV = jax.nn.softmax(teacher_BMV.astype(jnp.float32))
-    nll_BM = -jnp.sum(probability_BMV * jax.nn.log_softmax(logits_BMV.astype(jnp.float32)), axis=-1)
-    return batch_mean_terms(nll_BM, valid_BM, per_example)
+    return -jnp.sum(probability_BMV * jax.nn.log_softmax(logits_BMV.astype(jnp.float32)), axis=-1)
 
 
 class Objective(masked_text.Objective):
@@ -34,17 +33,20 @@ class Objective(masked_text.Objective):
         arguments: of `masked_text.Objective`.
     """
 
-    reads_teacher = True
+    training_arguments = (*masked_text.Objective.training_arguments, "alpha", "ramp")
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> base.Needs:
+        return super().needs(arguments)._replace(teacher=True)
 
     def __init__(self, vlm: VLM, *, alpha: float, ramp: tuple[float, float] = (0.0, 0.0), rngs: nnx.Rngs, **arguments):
         super().__init__(vlm, rngs=rngs, **arguments)
         self.alpha, self.ramp = alpha, tuple(ramp)
 
-    def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, ctx: Context, key: jax.Array) -> tuple[tuple[base.Terms, ...], dict[str, jax.Array]]:
         logits_BMV, positions = self.predict(ctx)
-        loss_B, metrics = self.loss(ctx, logits_BMV, positions)
-        teacher_BMV, _ = ctx.twin(self).predict(ctx.teacher)
-        per_example, target_BMV = ctx.per_example("text_masked"), jax.lax.stop_gradient(teacher_BMV)
-        distilled_B = distillation_loss(logits_BMV, target_BMV, positions.valid_BM, per_example)
+        terms, metrics = self.loss(ctx, logits_BMV, positions)
+        teacher_BMV, _ = ctx.teacher_head(self).predict(ctx.teacher)
+        distilled_BM = distillation_loss(logits_BMV, jax.lax.stop_gradient(teacher_BMV))
         alpha = self.alpha * ctx.ramp(*self.ramp)
-        return (1.0 - alpha) * loss_B + alpha * distilled_B, metrics
+        return (terms._replace(weight=1.0 - alpha), base.Terms(distilled_BM, positions.valid_BM, alpha)), metrics

@@ -7,28 +7,28 @@ the first term, over the masked tokens M. The vocabulary's logits are computed a
 over all masked tokens of the batch (the paper does not say).
 """
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from maskvlm_jax.context import Context
 from maskvlm_jax.models.layers import Dense, Positions
 from maskvlm_jax.models.primitives import Product, dense
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives import base
-from maskvlm_jax.objectives.reduce import batch_mean_terms, masked_mean
+from maskvlm_jax.objectives.context import Context
+from maskvlm_jax.objectives.reduce import masked_mean
 
 
-def masked_token_loss(
-    logits_BMV: jax.Array, target_BM: jax.Array, valid_BM: jax.Array, per_example: jax.Array | None = None
-) -> jax.Array:
-    """loss_B: negative log-likelihood (nats), averaged over every masked token of the batch."""
-    nll_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV.astype(jnp.float32), target_BM)
-    return batch_mean_terms(nll_BM, valid_BM, per_example)
+def masked_token_loss(logits_BMV: jax.Array, target_BM: jax.Array) -> jax.Array:
+    """nll_BM, the negative log-likelihood of each token in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits_BMV.astype(jnp.float32), target_BM)
 
 
-class Objective(base.Objective):
+class Objective(base.Objective, base.PredictsWords):
     """Predicts masked tokens from the visible ones and the picture.
 
     Args:
@@ -37,6 +37,13 @@ class Objective(base.Objective):
         tie: use the word embedding as the classifier's weights (the paper does not say; untied by default).
         other: the image view that is read, "clean" (the paper) or "masked" (both masked at once, its Table 6).
     """
+
+    choices: ClassVar = {"other": ("clean", "masked")}
+    training_arguments = ("other",)
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> base.Needs:
+        return base.Needs(fusion=True, masked_pictures=arguments.get("other") == "masked")
 
     def __init__(self, vlm: VLM, *, shared: dict, tie: bool = False, other: str = "clean", rngs: nnx.Rngs):
         vocab_size, width = vlm.text_encoder.embedding.shape
@@ -58,13 +65,14 @@ class Objective(base.Objective):
             return logits_MV.reshape(*fused_BMD.shape[:2], -1), positions
         return self.to_words(fused_BMD), positions
 
-    def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, ctx: Context, key: jax.Array) -> tuple[base.Terms, dict[str, jax.Array]]:
         return self.loss(ctx, *self.predict(ctx))
 
-    def loss(self, ctx: Context, logits_BMV: jax.Array, positions: Positions) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """loss_B and metrics of predictions."""
+    def loss(
+        self, ctx: Context, logits_BMV: jax.Array, positions: Positions
+    ) -> tuple[base.Terms, dict[str, jax.Array]]:
+        """Terms and metrics of predictions."""
         target_BM = jnp.take_along_axis(ctx.batch["tokens"], positions.ids_BM, axis=1)
         correct_BM = jnp.argmax(logits_BMV, axis=-1) == target_BM
         accuracy = masked_mean(correct_BM.astype(jnp.float32), positions.valid_BM)
-        per_example = ctx.per_example("text_masked")
-        return masked_token_loss(logits_BMV, target_BM, positions.valid_BM, per_example), {"accuracy": accuracy}
+        return base.Terms(masked_token_loss(logits_BMV, target_BM), positions.valid_BM), {"accuracy": accuracy}

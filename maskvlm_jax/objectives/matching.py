@@ -13,17 +13,20 @@ stays, at h = 1, near the loss of a constant answer, H(1/3) = 0.637, and what it
 put in its place: see the score formulas of `evaluators.retrieval`.
 """
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from maskvlm_jax import sharding
-from maskvlm_jax.context import Context
 from maskvlm_jax.models.layers import Dense
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives import base
-from maskvlm_jax.objectives.reduce import batch_mean_terms, masked_mean
+from maskvlm_jax.objectives.context import Context
+from maskvlm_jax.objectives.reduce import masked_mean
+from maskvlm_jax.parallel import sharding
 
 
 def sample_hard_negatives(
@@ -41,17 +44,12 @@ def sample_hard_negatives(
     return jax.random.categorical(key, logits_BB, axis=1), jnp.any(~same_pair_BB, axis=1)
 
 
-def matching_loss(
-    logits_BG2: jax.Array, matched_BG: jax.Array, valid_BG: jax.Array, per_example: jax.Array | None = None
-) -> jax.Array:
-    """loss_B: cross entropy averaged over every valid pair of the batch; G pairs an example, class 1 = matched."""
-    nll_BG = optax.softmax_cross_entropy_with_integer_labels(
-        logits_BG2.astype(jnp.float32), matched_BG.astype(jnp.int32)
-    )
-    return batch_mean_terms(nll_BG, valid_BG, per_example)
+def matching_loss(logits_BG2: jax.Array, matched_BG: jax.Array) -> jax.Array:
+    """nll_BG, the cross entropy of each pair in nats; G pairs an example, class 1 = matched."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits_BG2.astype(jnp.float32), matched_BG.astype(jnp.int32))
 
 
-class Objective(base.Objective):
+class Objective(base.Objective, base.ScoresPairs):
     """Tells matched from unmatched pairs.
 
     Args:
@@ -64,7 +62,16 @@ class Objective(base.Objective):
             the same device, as ALBEF does: no token sequence travels, and the draw depends on the number of devices.
     """
 
-    reads_negatives = True
+    choices: ClassVar = {"negatives": ("hard", "random"), "pool": ("global", "local")}
+    training_arguments = ("negatives", "hardness", "ramp", "pool")
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> base.Needs:
+        return base.Needs(fusion=True, embedding=arguments.get("negatives", "hard") == "hard", negatives=True)
+
+    @classmethod
+    def adds_similarity(cls, arguments: Mapping[str, Any]) -> bool:
+        return arguments.get("negatives", "hard") == "hard" and bool(arguments.get("hardness", 1.0))
 
     def __init__(
         self,
@@ -95,7 +102,7 @@ class Objective(base.Objective):
         logits_P2 = self.classify(pair_PD).astype(jnp.float32)
         return logits_P2[:, 1] - logits_P2[:, 0]
 
-    def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, ctx: Context, key: jax.Array) -> tuple[base.Terms, dict[str, jax.Array]]:
         image_key, text_key = jax.random.split(key)
         same_pair_BB, shares = ctx.same_pair_BB, 1
         if self.pool == "local":
@@ -110,9 +117,7 @@ class Objective(base.Objective):
         text_of_image_B, image_found_B = sample_hard_negatives(text_key, similarity_BB, same_pair_BB)
         image_of_text_B, text_found_B = sample_hard_negatives(image_key, similarity_BB.T, same_pair_BB.T)
         own, found_BG = ctx.own_rows, jnp.stack([text_found_B, image_found_B], axis=1)
-        valid_BG = jnp.concatenate([jnp.ones_like(found_BG[:, :1]), found_BG], axis=1)
-        per_example = jnp.mean(jnp.sum(valid_BG.astype(jnp.float32), axis=1))
-        valid_BG = valid_BG[own]
+        valid_BG = jnp.concatenate([jnp.ones_like(found_BG[:, :1]), found_BG], axis=1)[own]
 
         pair_PD = ctx.fuse_with_negatives(image_of_text_B[own], text_of_image_B[own], shares)
         logits_BG2 = self.classify(pair_PD).reshape(-1, 3, 2)
@@ -125,4 +130,4 @@ class Objective(base.Objective):
             "accuracy_unmatched": masked_mean(correct_BG, valid_BG & ~matched_BG),
             "hardness": jnp.asarray(hardness, jnp.float32),
         }
-        return matching_loss(logits_BG2, matched_BG, valid_BG, per_example), metrics
+        return base.Terms(matching_loss(logits_BG2, matched_BG), valid_BG), metrics

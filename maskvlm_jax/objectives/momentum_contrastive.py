@@ -7,13 +7,16 @@ The release raises α from 0 over the first epoch, here `ramp`. Differs from it:
 are no negatives of each other, and the queue starts empty rather than random.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.context import Context
 from maskvlm_jax.models.vlm import VLM, cosine
 from maskvlm_jax.objectives import base
+from maskvlm_jax.objectives.context import Context
 
 
 def distilled_cross_entropy(logits_BG: jax.Array, teacher_BG: jax.Array, alpha: jax.Array | float) -> jax.Array:
@@ -24,7 +27,7 @@ def distilled_cross_entropy(logits_BG: jax.Array, teacher_BG: jax.Array, alpha: 
     return -jnp.sum(jnp.where(jnp.isfinite(logits_BG), target_BG * log_BG, 0.0), axis=1)
 
 
-class Objective(base.Objective):
+class Objective(base.Objective, base.TrainsEmbeddings):
     """Pulls matched pairs together, with negatives from earlier batches.
 
     Args:
@@ -34,7 +37,11 @@ class Objective(base.Objective):
         ramp: shares of the training between which that weight rises from 0 to `alpha`; (0, 0): it is constant.
     """
 
-    reads_teacher = True
+    training_arguments = ("queue", "alpha", "ramp")
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> base.Needs:
+        return base.Needs(embedding=True, teacher=True)
 
     def __init__(
         self,
@@ -49,7 +56,7 @@ class Objective(base.Objective):
         self.queue, self.alpha, self.ramp = queue, alpha, tuple(ramp)
         self.views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
 
-    def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, ctx: Context, key: jax.Array) -> tuple[base.Terms, dict[str, jax.Array]]:
         teacher, temperature = ctx.teacher, ctx.vlm.current_temperature()
         alpha = self.alpha * ctx.ramp(*self.ramp)
         images_GE, texts_GE = teacher.image_embedding_BE, teacher.text_embedding_BE
@@ -69,4 +76,4 @@ class Objective(base.Objective):
         to_text_B, logits_BG = direction(ctx.image_embedding_BE, teacher.image_embedding_BE, texts_GE)
         to_image_B, _ = direction(ctx.text_embedding_BE, teacher.text_embedding_BE, images_GE)
         accuracy = jnp.mean(jnp.argmax(logits_BG, axis=1) == jnp.arange(len(logits_BG)))
-        return 0.5 * (to_text_B + to_image_B), {"accuracy": accuracy, "temperature": temperature}
+        return base.Terms(0.5 * (to_text_B + to_image_B)), {"accuracy": accuracy, "temperature": temperature}

@@ -6,37 +6,31 @@ Summaries of the paper differ in R: the whole picture (the default here, since e
 the masked patches. One pass hides words and patches at once, as the batch's masks say.
 """
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskvlm_jax.context import Context
-from maskvlm_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from maskvlm_jax.models.layers import Positions
 from maskvlm_jax.models.vision import ConvDecoder, patchify
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives import base
-from maskvlm_jax.objectives.reduce import batch_mean_terms
+from maskvlm_jax.objectives.context import Context
+from maskvlm_jax.runtime.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 MEAN, STD = (np.array(x, np.float32) for x in (IMAGENET_MEAN, IMAGENET_STD))
 
 
-def reconstruction_loss(
-    pred_BNF: jax.Array, target_BNF: jax.Array, counted_BN: jax.Array, per_example: jax.Array | None = None
-) -> jax.Array:
-    """loss_B: squared error summed over channels, averaged over the pixels of the counted patches of the batch.
-
-    Args:
-        pred_BNF, target_BNF: patches of pixels in [0, 1].
-        counted_BN: True where a patch counts.
-    """
+def reconstruction_loss(pred_BNF: jax.Array, target_BNF: jax.Array) -> jax.Array:
+    """error_BN: squared error summed over channels, averaged over the pixels of each patch; pixels in [0, 1]."""
     pixels = pred_BNF.shape[-1] // 3
-    error_BN = jnp.sum(jnp.square(pred_BNF.astype(jnp.float32) - target_BNF), axis=-1) / pixels
-    return batch_mean_terms(error_BN, counted_BN, per_example)
+    return jnp.sum(jnp.square(pred_BNF.astype(jnp.float32) - target_BNF), axis=-1) / pixels
 
 
-class Objective(base.Objective):
+class Objective(base.Objective, base.PredictsPixels):
     """Rebuilds the picture from its visible embeddings and the visible words.
 
     Args:
@@ -45,6 +39,13 @@ class Objective(base.Objective):
         channels: of the decoder's last layers.
         region: "all" or "masked".
     """
+
+    choices: ClassVar = {"region": ("all", "masked")}
+    training_arguments = ("region",)
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> base.Needs:
+        return base.Needs(fusion=True, fused_patches=True, masked_pictures=True)
 
     def __init__(self, vlm: VLM, *, shared: dict, channels: int, region: str = "all", rngs: nnx.Rngs):
         encoder = vlm.image_encoder
@@ -66,9 +67,8 @@ class Objective(base.Objective):
         pixels = pred_BMF.reshape(*pred_BMF.shape[:2], -1, 3)
         return ((pixels - MEAN) / STD).reshape(pred_BMF.shape), positions
 
-    def __call__(self, ctx: Context, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, ctx: Context, key: jax.Array) -> tuple[base.Terms, dict[str, jax.Array]]:
         image_BYXC, masked_BN = ctx.pixels_BYXC, ctx.batch["image_masked"]
         target_BNF = patchify(image_BYXC * STD + MEAN, ctx.vlm.image_encoder.patch)
         counted_BN = masked_BN if self.region == "masked" else jnp.ones_like(masked_BN)
-        per_example = ctx.per_example("image_masked") if self.region == "masked" else None
-        return reconstruction_loss(self._rebuilt(ctx), target_BNF, counted_BN, per_example), {}
+        return base.Terms(reconstruction_loss(self._rebuilt(ctx), target_BNF), counted_BN), {}

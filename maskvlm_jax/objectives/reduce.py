@@ -1,7 +1,11 @@
 """Means: the only places that divide by a count, and they guard zero."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+
+from maskvlm_jax.objectives.base import Terms
 
 
 def masked_mean(value: jax.Array, valid: jax.Array) -> jax.Array:
@@ -17,10 +21,37 @@ def batch_mean_terms(value_BM: jax.Array, valid_BM: jax.Array, per_example: jax.
     many its example has. Zero where nothing is valid.
 
     Args:
-        per_example: mean number of valid entries of an example, where the batch is a part of a larger one; that of the
-            batch itself where None.
+        per_example: mean number of valid entries of an example, if the batch is a part of a larger one; None: that of
+            the batch itself.
     """
     valid_BM = valid_BM.astype(jnp.float32)
     if per_example is None:
         per_example = jnp.sum(valid_BM) / len(valid_BM)
     return jnp.sum(value_BM * valid_BM, axis=1) / jnp.maximum(per_example, 1.0 / len(valid_BM))
+
+
+def count(terms: Terms) -> jax.Array:
+    """How many values count; 0 where all of them do, which is then known without counting."""
+    return jnp.zeros((), jnp.float32) if terms.valid is None else jnp.sum(terms.valid.astype(jnp.float32))
+
+
+def loss_of(
+    terms: Sequence[Terms], counts: Sequence[jax.Array] | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of an objective, Σ weight · mean, and the means that have a name.
+
+    Args:
+        counts: of each of the terms, the mean number of valid values of an example of the whole batch, if this is a
+            part of it; None: those of the terms themselves.
+    """
+    losses, means = [], {}
+    for number, one in enumerate(terms):
+        value_B = one.value
+        if one.valid is not None:
+            per_example = None if counts is None else counts[number]
+            flat = (len(one.value), -1)
+            value_B = batch_mean_terms(one.value.reshape(flat), one.valid.reshape(flat), per_example)
+        if one.name:
+            means[one.name] = jnp.mean(value_B)
+        losses.append(one.weight * value_B)
+    return jnp.mean(sum(losses[1:], start=losses[0])), means

@@ -1,0 +1,56 @@
+"""What several recipes share."""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+
+class Setting(NamedTuple):
+    """What a run is like, beside its sizes.
+
+    short: trained from scratch in minutes to hours, for which a paper's own weights may not be the best.
+    photographs: trained on pictures of the world, not on generated scenes.
+    decoder_depth: blocks of a decoder of masked pictures.
+    """
+
+    short: bool
+    photographs: bool
+    decoder_depth: int
+
+
+def matching(setting: Setting | None = None) -> dict:
+    """The matching loss: negatives drawn by similarity, uniform at first in a short run on photographs.
+
+    On photographs matching learns nothing in 300 steps if negatives are drawn by similarity from the start
+    (docs/reproducing.md); generated scenes do without.
+    """
+    uniform_at_first = setting is not None and setting.short and setting.photographs
+    return {
+        "name": "matching",
+        "weight": 1.0,
+        "negatives": "hard",  # hard | random, for a model without a contrastive space
+        # Of what they are drawn by, softmax(hardness * similarity): 0 = uniform, 1 = ALBEF's.
+        "hardness": 1.0,
+        # Shares of the run between which the hardness rises from 0; (0, 0) = it is constant.
+        "ramp": (0.3, 0.8) if uniform_at_first else (0.0, 0.0),
+        "pool": "global",
+    }
+
+
+def contrastive(weight: float = 1.0) -> dict:
+    """The in-batch contrastive loss."""
+    return {"name": "contrastive", "weight": weight}
+
+
+# The papers sum their losses unweighted. In a short run the contrastive gradient, divided by the temperature, is the
+# largest by far and that of the pixels the smallest (benchmarks/loss_gradients.py: 38 to 1 in the image encoder of
+# `mini` on photographs); these weights bring them closer.
+SHORT_CONTRASTIVE, SHORT_PIXELS = 0.3, 3.0
+
+
+def single_stream(config: ConfigDict) -> None:
+    """Encoders that only embed, and one stream as deep as image encoder and fusion together; no contrastive space."""
+    config.model.fusion.depth += config.model.image.depth
+    config.model.image.depth = config.model.text.depth = 0
+    config.model.image.class_token = False
+    config.model.embed = 0

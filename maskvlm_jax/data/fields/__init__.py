@@ -1,0 +1,1 @@
+"""Fields: what is made of an example, one file a kind of field; see `base`."""

@@ -1,0 +1,1 @@
+"""A set looked at, checked and packed into shards."""

@@ -1,0 +1,1 @@
+"""Generated pictures with captions that are true of them."""

@@ -1,0 +1,99 @@
+"""The Transformer's blocks (arXiv 1706.03762): every position goes through every parameter."""
+
+import jax
+from flax import nnx
+
+from maskvlm_jax.models.attention import Valid
+from maskvlm_jax.models.block import BlockSpec
+from maskvlm_jax.models.blocks import base
+from maskvlm_jax.models.layers import Attention, FeedForward, LayerNorm, dropout, take
+
+
+class Block(base.Block):
+    """Self-attention and feed-forward, each with a residual."""
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
+        self.attention = _attention(spec, rngs)
+        self.feed_forward = _feed_forward(spec, rngs)
+        self.norm1, self.norm2 = _norm(spec), _norm(spec)
+        self.pre, self.dropout = spec.pre_norm, spec.dropout
+
+    def __call__(
+        self,
+        x_BSD: jax.Array,
+        valid_BS: Valid = None,
+        key: jax.Array | None = None,
+        read_BR: jax.Array | None = None,
+    ) -> jax.Array:
+        key1, key2 = (None, None) if key is None else jax.random.split(key)
+        y_BSD = self.norm1(x_BSD) if self.pre else x_BSD
+        attended_BRD = self.attention.to_itself(y_BSD, valid_BS, read_BR)
+        x_BRD = take(x_BSD, read_BR) + dropout(attended_BRD, self.dropout, key1)
+        x_BRD = x_BRD if self.pre else self.norm1(x_BRD)
+        y_BRD = self.norm2(x_BRD) if self.pre else x_BRD
+        x_BRD = x_BRD + dropout(self.feed_forward(y_BRD), self.dropout, key2)
+        return x_BRD if self.pre else self.norm2(x_BRD)
+
+    def attention_weights(self, x_BSD: jax.Array, valid_BS: Valid = None) -> jax.Array:
+        """weights_BHST of the self-attention."""
+        y_BSD = self.norm1(x_BSD) if self.pre else x_BSD
+        return self.attention.weights(y_BSD, self.attention.project(y_BSD)[0], valid_BS)
+
+
+class CrossBlock(base.CrossBlock):
+    """Self-attention, attention over the other modality, feed-forward, each with a residual (MaskVLM, Fig. 3b)."""
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
+        self.self_attention = _attention(spec, rngs)
+        self.cross_attention = _attention(spec, rngs)
+        self.feed_forward = _feed_forward(spec, rngs)
+        self.norm1, self.norm2, self.norm3 = _norm(spec), _norm(spec), _norm(spec)
+        self.pre, self.dropout = spec.pre_norm, spec.dropout
+
+    def attend_self(
+        self,
+        x_BSD: jax.Array,
+        valid_BS: Valid = None,
+        read_BR: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """First sub-block."""
+        y_BSD = self.norm1(x_BSD) if self.pre else x_BSD
+        attended_BRD = self.self_attention.to_itself(y_BSD, valid_BS, read_BR)
+        x_BRD = take(x_BSD, read_BR) + dropout(attended_BRD, self.dropout, key)
+        return x_BRD if self.pre else self.norm1(x_BRD)
+
+    def attend_memory(
+        self,
+        x_BSD: jax.Array,
+        key_BTHK: jax.Array,
+        value_BTHK: jax.Array,
+        valid_BT: Valid = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Second and third sub-block."""
+        key2, key3 = (None, None) if key is None else jax.random.split(key)
+        y_BSD = self.norm2(x_BSD) if self.pre else x_BSD
+        attended_BSD = self.cross_attention(y_BSD, key_BTHK, value_BTHK, valid_BT)
+        x_BSD = x_BSD + dropout(attended_BSD, self.dropout, key2)
+        x_BSD = x_BSD if self.pre else self.norm2(x_BSD)
+        y_BSD = self.norm3(x_BSD) if self.pre else x_BSD
+        x_BSD = x_BSD + dropout(self.feed_forward(y_BSD), self.dropout, key3)
+        return x_BSD if self.pre else self.norm3(x_BSD)
+
+    def memory_weights(self, x_BSD: jax.Array, key_BTHK: jax.Array, valid_BT: Valid = None) -> jax.Array:
+        """weights_BHST of the attention over the memory."""
+        return self.cross_attention.weights(self.norm2(x_BSD) if self.pre else x_BSD, key_BTHK, valid_BT)
+
+
+def _attention(spec: BlockSpec, rngs: nnx.Rngs) -> Attention:
+    return Attention(spec.width, heads=spec.heads, init_std=spec.init_std, dtype=spec.dtype, rngs=rngs)
+
+
+def _feed_forward(spec: BlockSpec, rngs: nnx.Rngs) -> FeedForward:
+    options = {"activation": spec.activation, "init_std": spec.init_std, "dtype": spec.dtype}
+    return FeedForward(spec.width, ratio=spec.mlp_ratio, **options, rngs=rngs)
+
+
+def _norm(spec: BlockSpec) -> LayerNorm:
+    return LayerNorm(spec.width, eps=spec.eps, dtype=spec.dtype)

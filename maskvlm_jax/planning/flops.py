@@ -1,0 +1,221 @@
+"""Matmul FLOPs of a pre-training step, from the config alone.
+
+Counts what the code computes, with what it saves: every view is encoded once, a memory is projected once for all that
+read it, matching runs the first self-attention once an input and not once a pair, the last cross block is computed at
+the read positions only, without keys and values of its own where these are few, and so are pixels and vocabulary
+logits. Text counts at its full length, padding included.
+
+A multiply-add is two. Left out are element-wise work, softmax, norms, look-ups and the optimizer.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from maskvlm_jax.data.masking import masked_patch_count
+from maskvlm_jax.models.layers import few_queries
+from maskvlm_jax.objectives.masked_positions import masked_token_capacity
+from maskvlm_jax.runtime.errors import UserError
+
+Block = Any  # width, mlp_ratio and depth of a stack: `config.model.image`, `.text`, `.fusion` or a decoder
+
+
+def flops_per_pair(config: ConfigDict, batch_size: int) -> dict[str, float]:
+    """Forward GFLOP of one image-text pair by part.
+
+    Args:
+        config: of a pre-training run of MaskVLM.
+        batch_size: examples that the in-batch losses see at once.
+    Raises:
+        UserError: another recipe, blocks of another kind, or a masker.
+    Returns:
+        `image_encoder` and `text_encoder` (all views), `memory` (keys and values that the cross-modality encoders
+        read), and each objective by its label: cross-modality encoders and decoder, its head, and for `contrastive`
+        the two projections and the similarity of a pair with the batch. Objectives of weight 0 are not there.
+    """
+    if (
+        config.model.fusion.kind != "cross"
+        or config.model.fusion.streams != "both"
+        or config.model.image.hidden == "drop"
+    ):
+        raise UserError("FLOPs are counted for recipe=maskvlm, whose encoders see hidden patches as tokens, only")
+    stacks = [config.model.image, config.model.text, config.objectives.get("masked_image", {}).get("decoder", {})]
+    if {config.model.fusion.block_kind, *(stack.get("kind", "dense") for stack in stacks)} != {"dense"}:
+        raise UserError("FLOPs are counted for dense blocks only")
+    if config.masking.masker:
+        raise UserError("FLOPs are not counted of the teacher, by which masking.masker hides")
+    count = _Count(config, batch_size)
+    parts = {"image_encoder": count.image_encoder(), "text_encoder": count.text_encoder(), "memory": count.memory()}
+    parts |= {label: count.objective(options) for label, options in count.objectives.items()}
+    return {name: flops / 1e9 for name, flops in parts.items()}
+
+
+def train_flops_per_pair(config: ConfigDict, batch_size: int) -> float:
+    """GFLOP of forward and backward pass of one pair: three times the forward pass.
+
+    The backward pass of a product is two products of its size. That is a little too much: pixels want no gradient, so
+    the patch embedding has one only, and the similarity that matching draws from has none. Recomputation under
+    `remat` is not counted.
+    """
+    return 3 * sum(flops_per_pair(config, batch_size).values())
+
+
+def traced_flops(jaxpr: Any) -> float:
+    """FLOPs of the matrix products of a traced function, every loop as often as it runs, of any recipe.
+
+    What is computed anew under `remat` counts. Of branches the dearest counts; a loop of unknown length counts once.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            total += 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+            continue
+        inner = [traced_flops(body) for body in _bodies(equation.params)]
+        if equation.primitive.name == "cond":
+            total += max(inner)
+        else:
+            total += sum(inner) * equation.params.get("length", 1)
+    return total
+
+
+def _bodies(params: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs that an equation holds."""
+    for value in params.values():
+        for body in value if isinstance(value, tuple | list) else [value]:
+            if hasattr(body, "eqns"):
+                yield body
+
+
+class _Count:
+    """Forward FLOPs of the parts of one config."""
+
+    def __init__(self, config: ConfigDict, batch_size: int):
+        self._image, self._text, self._fusion = config.model.image, config.model.text, config.model.fusion
+        self._embed, self._pooling, self._batch_size = config.model.embed, config.model.pooling, batch_size
+        grid = self._image.image_size // self._image.patch
+        prefix = self._image.class_token + self._image.distillation_token + self._image.registers
+        self._patches, self._image_length, self._text_length = grid**2, prefix + grid**2, self._text.max_length
+        self._pixels = 3 * self._image.patch**2
+        masking = config.masking
+        self._masked_patches = masked_patch_count(grid, cell=masking.image_cell, ratio=masking.image_ratio)
+        self._masked_tokens = masked_token_capacity(self._text_length, masking.text_ratio)
+        self.objectives = {k: options for k, options in config.objectives.items() if options.weight}
+        self._names = {options.name for options in self.objectives.values()}
+
+    def image_encoder(self) -> float:
+        patches = dense(self._patches, self._pixels, self._image.width)
+        blocks = self._image.depth * encoder_block(self._image, self._image_length)
+        return len(self._views("masked_image", "masked_text")) * (patches + blocks)
+
+    def text_encoder(self) -> float:
+        blocks = self._text.depth * encoder_block(self._text, self._text_length)
+        return len(self._views("masked_text", "masked_image")) * blocks
+
+    def memory(self) -> float:
+        images = len(self._others("masked_text")) * project(self._fusion, self._image_length)
+        texts = len(self._others("masked_image")) * project(self._fusion, self._text_length)
+        return self._fusion.depth * (images + texts)
+
+    def objective(self, options: Any) -> float:
+        """One objective without the encoders and the memory, which it shares."""
+        count = {
+            "masked_image": self._masked_image,
+            "masked_text": self._masked_text,
+            "contrastive": self._contrastive,
+            "matching": self._matching,
+        }
+        if options.name not in count:
+            raise UserError(f"the FLOPs of the objective {options.name} are not known; set its weight to 0")
+        return count[options.name](options)
+
+    def _masked_image(self, options: Any) -> float:
+        image, text, read = self._image_length, self._text_length, self._masked_patches
+        fusion = cross_start(self._fusion, image, image) + cross_finish(self._fusion, image, text, image)
+        memory = options.decoder.depth * project(options.decoder, text)
+        decoder = cross_start(options.decoder, image, read) + cross_finish(options.decoder, image, text, read)
+        return fusion + memory + decoder + dense(read, options.decoder.width, self._pixels)
+
+    def _masked_text(self, options: Any) -> float:
+        image, text, read = self._image_length, self._text_length, self._masked_tokens
+        fusion = cross_start(self._fusion, text, read) + cross_finish(self._fusion, text, image, read)
+        return fusion + dense(read, self._text.width, self._text.vocab_size)
+
+    def _contrastive(self, options: Any) -> float:
+        projections = self._projection(self._image.width, "image") + self._projection(self._text.width, "text")
+        return projections + dense(1, self._embed, self._batch_size)
+
+    def _projection(self, width: int, modality: str) -> float:
+        width = 2 * width if self._pooling[modality] == "both" else width
+        return (self._pooling.layers - 1) * dense(1, width, width) + dense(1, width, self._embed)
+
+    def _matching(self, options: Any) -> float:
+        image, text = self._image_length, self._text_length
+        start = cross_start(self._fusion, image, 1) + cross_start(self._fusion, text, 1)
+        pair = cross_finish(self._fusion, image, text, 1) + cross_finish(self._fusion, text, image, 1)
+        # The negatives are drawn from the similarity, whoever computes it.
+        similarity = 0.0 if "contrastive" in self._names else self._contrastive(options)
+        return start + 3 * (pair + dense(1, self._text.width, 2)) + similarity
+
+    def _views(self, hidden_by: str, read_by: str) -> set[str]:
+        """Views of the modality that one objective hides parts of and another reads as context."""
+        views = {"masked"} if hidden_by in self._names else set()
+        clean = {"clean"} if {"contrastive", "matching"} & self._names else set()
+        return views | clean | {o.other for o in self.objectives.values() if o.name == read_by}
+
+    def _others(self, name: str) -> set[str]:
+        """Views that are projected as a memory: those that the objective `name` reads, and matching the clean one."""
+        views = {options.other for options in self.objectives.values() if options.name == name}
+        return views | ({"clean"} if "matching" in self._names else set())
+
+
+def dense(rows: int, inputs: int, outputs: int) -> float:
+    """A product of `rows` vectors with a matrix."""
+    return 2.0 * rows * inputs * outputs
+
+
+def project(block: Block, length: int) -> float:
+    """Keys and values of a sequence for one attention."""
+    return 2 * dense(length, block.width, block.width)
+
+
+def attend(block: Block, queries: int, keys: int) -> float:
+    """Queries, scores, weighted values and output of one attention; `project` not included."""
+    return 2 * dense(queries, block.width, block.width) + 2 * dense(queries, block.width, keys)
+
+
+def attend_itself(block: Block, length: int, read: int) -> float:
+    """Self-attention of a sequence at `read` of its positions; a few carry their queries to it, see `Attention`."""
+    if few_queries(read, length, heads=block.heads, width=block.width):
+        return 4 * dense(read, block.width, block.width) + 2 * dense(block.heads * read, block.width, length)
+    return project(block, length) + attend(block, read, length)
+
+
+def feed_forward(block: Block, length: int) -> float:
+    return 2 * dense(length, block.width, block.mlp_ratio * block.width)
+
+
+def encoder_block(block: Block, length: int) -> float:
+    """Self-attention and feed-forward of one layer of an encoder."""
+    return attend_itself(block, length, length) + feed_forward(block, length)
+
+
+def cross_start(block: Block, length: int, read: int) -> float:
+    """The first self-attention of a cross stack; a stack of one block computes it at the read positions only."""
+    return attend_itself(block, length, read if block.depth == 1 else length)
+
+
+def cross_finish(block: Block, length: int, context: int, read: int) -> float:
+    """The rest of a cross stack over a memory of `context` positions; the last block at `read` positions."""
+
+    def after_start(positions: int) -> float:
+        return attend(block, positions, context) + feed_forward(block, positions)
+
+    if block.depth == 1:
+        return after_start(read)
+    middle = (block.depth - 2) * attend_itself(block, length, length)
+    last = attend_itself(block, length, read) + after_start(read)
+    return (block.depth - 1) * after_start(length) + middle + last

@@ -1,0 +1,231 @@
+"""What a config must satisfy, checked before anything is allocated."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from maskvlm_jax.runtime import plugins
+from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.settings import plain_values, ranges
+
+
+def check(config: ConfigDict) -> None:
+    """Cross-field rules.
+
+    Raises:
+        UserError: naming the fields, their values and what would fit.
+    """
+    ranges.check(plain_values.flatten(config.to_dict()))
+    _check_choices(config)
+    image = config.model.image
+    if image.image_size % image.patch:
+        raise UserError(f"model.image.patch {image.patch} does not divide model.image.image_size {image.image_size}")
+    grid = image.image_size // image.patch
+    if grid % config.masking.image_cell:
+        raise UserError(
+            f"masking.image_cell {config.masking.image_cell} does not divide the {grid} x {grid} grid of patches"
+        )
+    check_lines(config.data.fields, "data.fields", ("name",))
+    _check_blocks(config)
+    _check_fusion(config)
+    if config.evaluation.weights == "ema" and not config.optim.ema_decay:
+        raise UserError("evaluation.weights=ema needs a moving average; set --config.optim.ema_decay=0.999")
+    active = active_objectives(config)
+    if not active:
+        raise UserError("every objective has weight 0: nothing to train")
+    _check_objectives(config, active)
+    _check_masker(config)
+
+
+def objective_class(name: str) -> Any:
+    """The class of `maskvlm_jax/objectives/NAME.py`, or of the file that `name` is the path of.
+
+    Raises:
+        UserError: there is none.
+    """
+    return plugins.load("maskvlm_jax.objectives", name, "Objective", "objective")
+
+
+_POOLED = ("first", "mean", "both")
+_BLOCK_CHOICES = {"norm": ("pre", "post"), "activation": ("gelu", "gelu_tanh", "quick_gelu")}
+
+
+def active_objectives(config: ConfigDict) -> dict[str, Any]:
+    """label -> class of every objective that has a weight."""
+    check_lines(config.objectives, "objectives", ("name", "weight"))
+    return {label: objective_class(one.name) for label, one in config.objectives.items() if one.weight}
+
+
+def check_lines(block: ConfigDict, name: str, keys: tuple[str, ...]) -> None:
+    """Every line of a block of parts by name gives what a line must give.
+
+    Raises:
+        UserError: naming the line and what it lacks.
+    """
+    for label, one in block.items():
+        if not isinstance(one, ConfigDict) or not isinstance(one.get("name", ""), str):
+            shown = one.to_dict() if isinstance(one, ConfigDict) else one
+            raise UserError(f"{name}.{label} is {shown!r}; give a block with {', '.join(keys)}")
+        lacking = [key for key in keys if key not in one]
+        if lacking:
+            raise UserError(f"{name}.{label} has no {' and no '.join(lacking)}; give {', '.join(keys)}")
+
+
+def _check_objectives(config: ConfigDict, active: Mapping[str, Any]) -> None:
+    """What the objectives need of the model and of the training."""
+    model = config.model
+    for label, kind in sorted(active.items()):
+        objective = config.objectives[label]
+        for key, choices in kind.choices.items():
+            if key in objective:
+                _check_choice(objective, f"objectives.{label}.{key}", choices)
+        needs = kind.needs(objective)
+        if needs.embedding and not model.embed:
+            raise UserError(
+                f"objectives.{label} needs a contrastive space, and model.embed is 0; leave it out"
+                + (", or set its negatives to random" if "negatives" in objective else "")
+            )
+        if needs.masked_pictures and model.image.hidden == "none":
+            raise UserError(
+                f"objectives.{label} reads masked pictures, and model.image.hidden is none; set it to token"
+            )
+        if needs.fused_patches and model.fusion.get("streams") == "text":
+            raise UserError(f"objectives.{label} reads fused patches; set model.fusion.streams to both")
+        if needs.fusion and model.fusion.kind == "none":
+            raise UserError(f"objectives.{label} reads both modalities fused, and model.fusion.kind is none")
+        if lacking := [field for field in needs.fields if field not in config.data.fields]:
+            raise UserError(f"objectives.{label} reads {lacking[0]} of each example; give data.fields.{lacking[0]}")
+        if needs.teacher and not config.optim.ema_decay:
+            raise UserError(
+                f"objectives.{label} reads a moving average of the model; set --config.optim.ema_decay=0.995"
+            )
+
+
+def masker_class(name: str) -> Any:
+    """The class of `maskvlm_jax/objectives/maskers/NAME.py`, or of the file that `name` is the path of.
+
+    Raises:
+        UserError: there is none.
+    """
+    return plugins.load("maskvlm_jax.objectives.maskers", name, "Masker", "masker")
+
+
+def _check_masker(config: ConfigDict) -> None:
+    """What masks that are drawn on the device need."""
+    masker = config.masking.masker
+    if not masker:
+        return
+    check_lines(ConfigDict({"masker": masker}), "masking", ("name",))
+    options = {key: value for key, value in masker.items() if key != "name"}
+    kind = masker_class(masker.name)
+    for key, choices in kind.choices.items():
+        if key in masker:
+            _check_choice(masker, f"masking.masker.{key}", choices)
+    try:
+        kind(**options)
+    except TypeError as error:
+        raise UserError(f"masking.masker: {error}") from error
+    if not config.optim.ema_decay:
+        raise UserError("masking.masker reads a moving average of the model; set --config.optim.ema_decay=0.995")
+    if config.model.fusion.kind == "none":
+        raise UserError("masking.masker reads both modalities fused, and model.fusion.kind is none")
+    if config.masking.text_corruption != "mask":
+        raise UserError("masking.masker hides words by the mask token; set masking.text_corruption to mask")
+    if config.masking.whole_word:
+        raise UserError("masking.masker hides single tokens; set masking.whole_word to False")
+
+
+def _stacks(config: ConfigDict) -> dict[str, ConfigDict]:
+    """What describes a stack of blocks, or at least its width, by its key."""
+    found = {f"model.{name}": config.model[name] for name in ("image", "text", "fusion")}
+    found |= {f"objectives.{label}.decoder": one.get("decoder", {}) for label, one in config.objectives.items()}
+    return {name: block for name, block in found.items() if "width" in block}
+
+
+def _check_blocks(config: ConfigDict) -> None:
+    """Widths, heads, depths and kinds of the parts."""
+    model, blocks = config.model, _stacks(config)
+    if len({block.width for block in blocks.values()}) > 1:
+        widths = ", ".join(f"{name}.width {block.width}" for name, block in blocks.items())
+        raise UserError(f"widths must be equal, they are {widths}; set the others by --config.NAME.width and .heads")
+    single_stream = model.fusion.kind in ("joint", "autoencoder")
+    for name, block in blocks.items():
+        if "heads" in block and block.width % block.heads:
+            raise UserError(f"{name}.heads {block.heads} does not divide its width {block.width}")
+        least = 0 if single_stream and name != "model.fusion" else 1
+        if block.depth < least:
+            raise UserError(f"{name}.depth is {block.depth}; give at least {least}")
+        _check_kind(name, block, cross=not single_stream and name not in ("model.image", "model.text"))
+
+
+def _check_kind(name: str, block: ConfigDict, *, cross: bool) -> None:
+    """The file that the blocks of a stack are in is there, and has such blocks."""
+    key = "block_kind" if name == "model.fusion" else "kind"
+    if key in block:
+        part, what = ("CrossBlock", "cross block") if cross else ("Block", "block")
+        try:
+            plugins.load("maskvlm_jax.models.blocks", block[key], part, what)
+        except UserError as error:
+            raise UserError(f"{name}.{key}: {error}") from error
+
+
+def _check_fusion(config: ConfigDict) -> None:
+    """Fields that a fusion shares with encoders and masks."""
+    image, fusion, masking = config.model.image, config.model.fusion, config.masking
+    first = bool(config.model.embed) and config.model.pooling.image != "mean"
+    if not image.class_token and (first or fusion.kind == "cross"):
+        reader = "the cross fusion reads" if fusion.kind == "cross" else "model.pooling.image=first and both read"
+        raise UserError(f"the image encoder has no class token (model.image.class_token=False), which {reader}")
+    if image.distillation_token and not image.class_token:
+        raise UserError("model.image.distillation_token follows a class token; set model.image.class_token to True")
+    if fusion.kind == "autoencoder" and fusion.decoder.depth < 1:
+        raise UserError(f"model.fusion.decoder.depth is {fusion.decoder.depth}; give at least 1")
+    if masking.policy == "modality_aware" and not 0 <= masking.light_ratio <= min(
+        masking.image_ratio, masking.text_ratio
+    ):
+        raise UserError(
+            f"masking.light_ratio {masking.light_ratio} must not be above image_ratio {masking.image_ratio} "
+            f"and text_ratio {masking.text_ratio}"
+        )
+    if (image.hidden == "drop_in_fusion") != (fusion.kind == "autoencoder"):
+        raise UserError(f"model.image.hidden={image.hidden} does not go with model.fusion.kind={fusion.kind}")
+    exact = masking.policy == "independent" and not masking.whole_word
+    if (image.hidden == "drop_in_fusion" and not exact) or (image.hidden == "drop" and masking.policy != "independent"):
+        raise UserError("only masks of an exact count can be dropped: set masking.policy=independent, whole_word=False")
+    if image.get("embedding", "patch") == "conv" and image.patch & (image.patch - 1):
+        raise UserError(f"model.image.patch {image.patch} is no power of two, as model.image.embedding=conv needs")
+
+
+def _check_choices(config: ConfigDict) -> None:
+    """Values that are one of a few words."""
+    image, fusion = config.model.image, config.model.fusion
+    _check_choice(config.masking, "masking.text_corruption", ("mask", "bert"))
+    _check_choice(config.masking, "masking.policy", ("independent", "modality_aware"))
+    _check_choice(image, "model.image.hidden", ("token", "drop", "drop_in_fusion", "none"))
+    _check_choice(fusion, "model.fusion.kind", ("cross", "joint", "autoencoder", "none"))
+    for block, key, choices in (
+        (fusion, "model.fusion.streams", ("both", "text")),
+        (image, "model.image.embedding", ("patch", "conv")),
+        *(
+            (block, f"{name}.{key}", choices)
+            for name, block in _stacks(config).items()
+            for key, choices in _BLOCK_CHOICES.items()
+        ),
+    ):
+        if key.rsplit(".", 1)[1] in block:
+            _check_choice(block, key, choices)
+    _check_choice(config.data, "data.clean", ("none", "albef"))
+    _check_choice(config.evaluation, "evaluation.rerank_score", ("auto", "itm", "itm+itc", "itm+cosine"))
+    _check_choice(config.evaluation, "evaluation.weights", ("params", "ema"))
+    for modality in ("image", "text"):
+        _check_choice(config.model.pooling, f"model.pooling.{modality}", _POOLED)
+    _check_choice(config.model, "model.temperature_scale", ("log", "linear"))
+    _check_choice(config.model.shared, "model.shared.remat", ("none", "dots", "full"))
+    _check_choice(config.model.shared, "model.shared.dtype", ("auto", "float32", "bfloat16"))
+
+
+def _check_choice(block: ConfigDict, name: str, allowed: tuple[str, ...]) -> None:
+    value = block[name.rsplit(".", 1)[1]]
+    if value not in allowed:
+        raise UserError(f"{name} is {value!r}; choose among {', '.join(allowed)}")

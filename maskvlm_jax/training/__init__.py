@@ -1,0 +1,1 @@
+"""From a config to a trained model: build, step, loop, checkpoints, and the scores behind it."""

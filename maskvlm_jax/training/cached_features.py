@@ -1,0 +1,118 @@
+"""What a frozen image encoder makes of pictures that are not augmented, kept on disk: each is encoded once a start."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from maskvlm_jax.data.batch import FEATURES
+from maskvlm_jax.models.vision import normalised
+from maskvlm_jax.parallel import processes, sharding
+from maskvlm_jax.runtime import buckets
+from maskvlm_jax.runtime.errors import UserError, writing
+from maskvlm_jax.settings import rules
+from maskvlm_jax.training import build
+from maskvlm_jax.training.train_step import Params
+
+ENCODER = "vlm/image_encoder/"
+
+
+def check(config: ConfigDict) -> None:
+    """Whether features that were made once are what the step would make.
+
+    Raises:
+        UserError: naming the value that would change them.
+    """
+    if not config.data.cache_features:
+        return
+    augment, image = config.data.augment, config.model.image
+    wrong = {
+        "data.augment.crop_scale=(1.0,1.0)": tuple(augment.crop_scale) != (1.0, 1.0),
+        "data.augment.flip=False": augment.flip,
+        "data.augment.randaugment_ops=0": augment.randaugment_ops,
+        "data.modality_dropout=0.0": config.data.modality_dropout,
+        "model.image.dropout=0.0": image.dropout,
+        "optim.freeze=('vlm/image_encoder',)": not _is_frozen(config),
+    }
+    for flag, differs in wrong.items():
+        if differs:
+            raise UserError(f"data.cache_features keeps what pictures always become; set --config.{flag}")
+    active = rules.active_objectives(config)
+    if config.masking.masker or any(kind.needs(config.objectives[label]).teacher for label, kind in active.items()):
+        raise UserError("data.cache_features is for models whose moving average is not read; set it to False")
+    if image.hidden == "drop_in_fusion":
+        raise UserError("data.cache_features is for image encoders with blocks; set it to False")
+    if jax.process_count() > 1:
+        raise UserError("data.cache_features needs one process; set it to False")
+
+
+def _is_frozen(config: ConfigDict) -> bool:
+    """Whether no parameter of the image encoder learns but its mask token, which a clean picture does not have."""
+    frozen = build.frozen_parameters(config)
+    paths = build.parameter_sizes(config)
+    return all(path in frozen for path in paths if path.startswith(ENCODER) and not path.endswith("mask_token"))
+
+
+class CachedFeatures:
+    """image_BSD of the clean view for the batches of a run.
+
+    Args:
+        graphdef: of the image encoder.
+        examples: how many there are in the source.
+        shape, dtype: of the features of one picture.
+        folder: on whose disk they are kept, in a file without a name: it is gone when the process is.
+        mesh: that pictures are encoded on.
+
+    Raises:
+        UserError: the folder is in a bucket, or the disk too small.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        *,
+        examples: int,
+        shape: tuple[int, int],
+        dtype: np.dtype,
+        folder: Path,
+        mesh: Mesh,
+    ):
+        if buckets.is_remote(folder):
+            raise UserError("data.cache_features needs a workdir on this machine; set it to False")
+        self._mesh, self._done = mesh, np.zeros(examples, bool)
+        size = examples * int(np.prod(shape)) * np.dtype(dtype).itemsize
+        print(
+            f"each picture is encoded once: features of the frozen image encoder take {size / 1e9:.1f} GB of {folder}"
+        )
+        with writing(folder / "features"):
+            file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  the map below holds it open
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is told now, not by a signal later
+        self._rows = np.memmap(file, dtype, "r+", shape=(examples, *shape))
+        self._encode = jax.jit(lambda params, image: nnx.merge(graphdef, params)(normalised(image)))
+
+    def add(
+        self, params: Params, batch: Mapping[str, np.ndarray], index: np.ndarray, replaced: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The batch with the features of its pictures.
+
+        Args:
+            params: of the image encoder, always the same.
+            index: which example of the source each is.
+            replaced: not 0 where another stands in for it, whose number is not known: such are not kept.
+        """
+        kept = self._done[index] & (replaced == 0)
+        features = self._rows[index]
+        if not kept.all():
+            # Always as many as a batch has, so that one program does it.
+            put = sharding.put_whole({"image": batch["image"]}, self._mesh)
+            encoded = processes.fetch(self._encode(params, put["image"]))
+            features = np.where(kept[:, None, None], features, encoded)
+            new = ~kept & (replaced == 0)
+            self._rows[index[new]], self._done[index[new]] = encoded[new], True
+        return {**batch, FEATURES: features}

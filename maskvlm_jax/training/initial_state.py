@@ -1,0 +1,194 @@
+"""What a run starts from: its own checkpoint, another run's model, or nothing."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from maskvlm_jax.data import run_tokenizer
+from maskvlm_jax.parallel import processes
+from maskvlm_jax.parallel.parameters import map_by_path
+from maskvlm_jax.runtime import buckets, files
+from maskvlm_jax.runtime.errors import UserError, few
+from maskvlm_jax.settings import plain_values, upgrade
+from maskvlm_jax.settings import rules as configs
+from maskvlm_jax.settings import workdir as workdirs
+from maskvlm_jax.training import checkpoint, train_step
+from maskvlm_jax.training.build import Built
+from maskvlm_jax.training.checkpoint import Checkpoints
+from maskvlm_jax.training.progress import Progress
+from maskvlm_jax.training.train_step import TrainState
+from maskvlm_jax.weights import encoders, positions
+
+MASK_TOKEN = "mask_token"  # the only parameter that an encoder may lack, or the model leave unread
+
+
+def check(config: ConfigDict, workdir: Path | None = None) -> None:
+    """What a run starts from and reads must be there.
+
+    Args:
+        workdir: of the run; where it has checkpoints of its own, that of another run is not read.
+
+    Raises:
+        UserError: no workdir to fine-tune, one of another model, encoders that cannot be read, or a tokenizer that the
+            model does not fit.
+    """
+    if config.task == "finetune" and not config.checkpoint:
+        raise UserError("fine-tuning starts from a model; set --config.checkpoint to the workdir of a run")
+    if config.checkpoint and not (buckets.folder(config.checkpoint) / "config.json").is_file():
+        raise UserError(f"there is no workdir {config.checkpoint!r}; set --config.checkpoint to the folder of a run")
+    if config.checkpoint:
+        _check_same_model(config, upgrade.read(buckets.folder(config.checkpoint) / "config.json")["model"])
+        if workdir is None or not any((workdir / "checkpoints").glob("*")):
+            checkpoint.open_run(buckets.folder(config.checkpoint), config.checkpoint_step)[0].close()
+    if workdir is None or not buckets.was_made(workdir / "tokenizer"):
+        run_tokenizer.check(config)
+    for modality in encoders.MODALITIES:
+        if config.init[modality] and (workdir is None or not (workdir / encoders.FILE).is_file()):
+            encoders.read(config, modality)
+
+
+# Values of `config.model` that may differ from those of the run that a run starts from: no parameter's meaning depends
+# on them.
+_FREE = ("dropout", "temperature", "shared.remat", "shared.unroll", "shared.dtype")
+_FREE += ("text.mask_id",)  # the tokenizer's, which is that of the run that is started from
+_FREE += ("image.image_size",)  # positions are resized
+
+
+def _check_same_model(config: ConfigDict, trained: dict[str, Any]) -> None:
+    differing = workdirs.differing_keys({"model": trained}, {"model": plain_values.to_json(config)["model"]})
+    differing = [key for key in differing if not key.endswith(_FREE)]
+    if differing:
+        raise UserError(
+            f"the model of {config.checkpoint} has other values of {', '.join(differing)}; "
+            f"give the structure and flags that it was trained with: {workdirs.as_flags(differing, {'model': trained})}"
+        )
+
+
+def restore_or_init(
+    config: ConfigDict, workdir: Path, checkpoints: Checkpoints, built: Built
+) -> tuple[TrainState, Progress]:
+    """The newest checkpoint of the workdir, else new parameters, with those of `config.checkpoint` or `config.init`."""
+    abstract = train_step.abstract_state(built.init, built.shardings)
+    restored = checkpoints.restore_newest(abstract)
+    if restored is not None:
+        return restored
+    state = built.init()
+    if config.checkpoint:
+        params = _initial_params(config, state.params, abstract.params)
+        state = _starting_from(state, params)
+    elif any(config.init[modality] for modality in encoders.MODALITIES):
+        state = _starting_from(state, _with_encoders(config, workdir, state.params, abstract.params))
+    return state, Progress()
+
+
+def _starting_from(state: TrainState, params: Any) -> TrainState:
+    return state._replace(params=params, ema=jax.tree.map(lambda x: x.copy(), params) if state.ema else {})
+
+
+def _with_encoders(config: ConfigDict, workdir: Path, params: Any, abstract: Any) -> Any:
+    """`params` with the encoders of `config.init`; what was read is written into the workdir."""
+    vlm, origins = dict(params["vlm"]), {}
+    for modality in encoders.MODALITIES:
+        if not config.init[modality]:
+            continue
+        encoder, name = encoders.read(config, modality), f"{modality}_encoder"
+        fresh: list[str] = []
+        vlm[name] = map_by_path(partial(_placed, encoder, fresh), vlm[name], abstract["vlm"][name])
+        if unasked := sorted(encoder.parameters.keys() - _paths(vlm[name]) - {MASK_TOKEN}):
+            raise UserError(
+                f"{config.init[modality]} has {few(unasked, 3)}, which the model as configured does not have"
+            )
+        if missing := sorted(set(fresh) - {MASK_TOKEN}):
+            raise UserError(f"{config.init[modality]} has no {few(missing, 3)}, which the model as configured needs")
+        origins[modality] = encoder.report | {"fresh": fresh}
+        print(_line_about(modality, origins[modality]))
+    if processes.is_main():
+        files.write_json(workdir / encoders.FILE, origins)
+    return params | {"vlm": vlm}
+
+
+def _paths(params: Any) -> set[str]:
+    paths: set[str] = set()
+    map_by_path(lambda path, _: paths.add(path), params)
+    return paths
+
+
+def _placed(encoder: encoders.Encoder, fresh: list[str], path: str, own: jax.Array, place: Any) -> jax.Array:
+    """A parameter as the encoder has it; where it has none, as it is."""
+    if path not in encoder.parameters:
+        fresh.append(path)
+        return own
+    value = encoder.parameters[path]
+    if value.shape != own.shape:
+        raise UserError(f"{encoder.report['name']}: {path} is of {value.shape}, the model's is of {own.shape}")
+    return jax.make_array_from_callback(own.shape, place.sharding, lambda index: value[index].astype(own.dtype))
+
+
+def _line_about(modality: str, origins: dict[str, Any]) -> str:
+    parts = [f"the {modality} encoder starts from {origins['name']} ({origins['family']})"]
+    parts += [
+        f"{verb} {few(origins[what], 4)}"
+        for verb, what in (("folded in:", "folded"), ("new:", "fresh"))
+        if origins[what]
+    ]
+    parts += [f"{len(origins['ignored'])} arrays of the file are not needed"] if origins["ignored"] else []
+    return "; ".join(parts)
+
+
+def _initial_params(config: ConfigDict, params: Any, abstract: Any) -> Any:
+    """`params` with the model of the workdir `config.checkpoint`, and the heads of objectives that both train."""
+    folder = buckets.folder(config.checkpoint)
+    theirs = upgrade.read(folder / "config.json")
+    trained, own = theirs["objectives"], plain_values.to_json(config)["objectives"]
+    # An objective without parameters is not in the tree, and a tree without leaves cannot be asked for.
+    heads = abstract.get("objectives", {})
+    shared = {label: head for label, head in heads.items() if _same_head(own[label], trained.get(label))}
+    for label in sorted(heads.keys() - shared.keys()):
+        print(f"objectives.{label} has no head of its kind in {folder}: it starts from new parameters")
+    wanted = {"vlm": abstract["vlm"], **({"objectives": shared} if shared else {})}
+    checkpoints, step = checkpoint.open_run(folder, config.checkpoint_step)
+    grid = theirs["model"]["image"]["image_size"] // config.model.image.patch
+    loaded = checkpoints.load_params(step, map_by_path(partial(_of_grid, config, grid), wanted), part=True)
+    checkpoints.close()
+    loaded = map_by_path(partial(_resized, config), loaded, wanted)
+    merged = params.get("objectives", {}) | loaded.get("objectives", {})
+    return {"vlm": loaded["vlm"], **({"objectives": merged} if merged else {})}
+
+
+def _before_patches(config: ConfigDict, path: str) -> int | None:
+    """How many positions stand before those of patches in a parameter; None where it has none of patches."""
+    if path == "vlm/fusion/image_slots/position":
+        return 0
+    image = config.model.image
+    return image.class_token + image.distillation_token if path == "vlm/image_encoder/position" else None
+
+
+def _of_grid(config: ConfigDict, grid: int, path: str, own: Any) -> Any:
+    """The description of a parameter as it is where pictures have `grid` x `grid` patches."""
+    before = _before_patches(config, path)
+    if before is None:
+        return own
+    return jax.ShapeDtypeStruct((1, before + grid**2, own.shape[2]), own.dtype, sharding=own.sharding)
+
+
+def _resized(config: ConfigDict, path: str, value: jax.Array, own: Any) -> jax.Array:
+    """A parameter that was loaded, with positions for the pictures of this run."""
+    if value.shape == own.shape:
+        return value
+    before, side = _before_patches(config, path), config.model.image.image_size // config.model.image.patch
+    print(f"{path}: positions of {value.shape[1] - before} patches are resized to {side} x {side}")
+    resized = positions.resize(np.asarray(processes.fetch(value))[0], before, side)[None]
+    return jax.make_array_from_callback(own.shape, own.sharding, lambda index: resized[index])
+
+
+def _same_head(own: dict[str, Any], trained: dict[str, Any] | None) -> bool:
+    """Whether two objectives have one kind of head: the same label may stand for another class or other sizes."""
+    if trained is None or not trained["weight"] or own["name"] != trained["name"]:
+        return False
+    free = ("weight", *configs.objective_class(own["name"]).training_arguments)
+    kinds = ({key: value for key, value in x.items() if key not in free} for x in (own, trained))
+    return plain_values.flatten(next(kinds)) == plain_values.flatten(next(kinds))
