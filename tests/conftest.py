@@ -1,5 +1,6 @@
 """Eight CPU devices, set before jax starts; toy runs that are small enough to be many."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -49,10 +50,10 @@ def toy_flags(**values) -> list[str]:
 def toy_config(structure: str = "", **values):
     """The toy run's config; `structure` is the text after the colon."""
     from configs import pretrain
-    from maskvlm_jax import config as configs
+    from maskvlm_jax.settings import plain_values
 
     config = pretrain.get_config(structure)
-    there = configs.flatten(config.to_dict())
+    there = plain_values.flatten(config.to_dict())
     with config.unlocked():
         # A recipe lacks some parts, and has some that follow from others.
         toy = {name: value for name, value in TOY.items() if name in there}
@@ -64,16 +65,15 @@ def toy_config(structure: str = "", **values):
             for key in path:
                 block = block[key]
             block[last] = value
-        fusion, image = config.model.fusion, config.model.image
-        if "patches" in fusion:
-            fusion.patches, fusion.max_length = (image.image_size // image.patch) ** 2, config.model.text.max_length
     return config
 
 
 @pytest.fixture(scope="session")
 def cli_environment(tmp_path_factory):
-    """The environment of subprocesses: one device, and compiled programs shared between them."""
-    cache = tmp_path_factory.mktemp("compiled")
+    """The environment of subprocesses: one device, and compiled programs shared between them, by all workers."""
+    base = tmp_path_factory.getbasetemp()
+    # The workers of pytest-xdist have a folder each below one that they share.
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
     return os.environ | {
         "JAX_NUM_CPU_DEVICES": "1",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -94,6 +94,23 @@ def cli(cli_environment):
 
 
 @pytest.fixture(scope="session")
+def refusal(cli_environment):
+    """Runs a command line that ends before anything is trained, without the seconds of its imports; as `cli` does."""
+    command = [sys.executable, ROOT / "tests" / "forks.py"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=cli_environment, **pipes) as server:
+
+        def run(*flags: str) -> subprocess.CompletedProcess:
+            argv = [str(flag) for flag in flags]
+            server.stdin.write(json.dumps(argv) + "\n")
+            server.stdin.flush()
+            return subprocess.CompletedProcess(argv, *json.loads(server.stdout.readline()))
+
+        yield run
+        server.stdin.close()
+
+
+@pytest.fixture(scope="session")
 def finished_run(cli, tmp_path_factory):
     """The workdir of a finished toy run and what it printed."""
     workdir = tmp_path_factory.mktemp("runs") / "straight"
@@ -108,3 +125,18 @@ def copy_of_run(finished_run, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(finished_run[0], workdir)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def benchmark(cli_environment, tmp_path_factory):
+    """Runs a script of the folder `benchmarks` from somewhere else; returns the finished process."""
+    # Without PYTHONPATH, as a user calls it; compiled quickly, as nobody looks at the times.
+    environment = {name: value for name, value in cli_environment.items() if name != "PYTHONPATH"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+
+    def run(script: str, *flags: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, ROOT / "benchmarks" / script, *map(str, flags)]
+        return subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run

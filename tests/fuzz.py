@@ -3,27 +3,28 @@
     python tests/fuzz.py FOLDER SEED COUNT
 
 Prints one JSON object a command line: what it was, its exit status, what it printed, and which files that were there
-before it has changed. Nothing is trained: where a
-command line is right, the run ends where its first step would begin.
+before it has changed. Nothing is trained: where a command line is right, the run ends where its first step would begin.
+A workdir that one command line began is another's to go on with: only one that is refused must leave it as it was.
 """
 
 import hashlib
 import json
 import os
 import random
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 
-from maskvlm_jax import ablate, evaluate, main, train
-from maskvlm_jax import config as configs
-from maskvlm_jax.errors import UserError
+from maskvlm_jax import main
+from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.settings import plain_values
+from maskvlm_jax.training import ablation, loop, scoring
 from tests.conftest import TOY
+from tests.forks import run_alone
 
 ODD = ("", " ", "-1", "0", "1", "3", "nan", "inf", "-inf", "1e309", "1e-400", "()", "('',)", "{}", "[]", "None", "True")
 ODD += (
@@ -103,7 +104,10 @@ def data_folders(folder: Path) -> list[str]:
 
 
 def command_line(rng: random.Random, folder: Path, roots: list[str], keys: dict[str, object], number: int) -> list[str]:
-    """A command line that is wrong somewhere, or not."""
+    """A command line that is wrong somewhere, or not; every fiftieth is right."""
+    if number % 50 == 49:
+        right = [f"--config.{key}={value}" for key, value in TOY.items()]
+        return ["main", "--config=configs/pretrain.py", *right, f"--workdir={folder / 'right' / str(number)}"]
     file = rng.choice(FILES)
     structure = rng.choice(STRUCTURES if rng.random() < 0.3 else ("", ":data=files", ":data=files"))
     structure = structure if "pretrain" in file or rng.random() < 0.3 else ""
@@ -139,41 +143,16 @@ def would_run(*_) -> None:
 
 def end_where_training_begins() -> None:
     """In the place of what takes long."""
-    ablate.Commands.__call__ = would_run
-    train._train = lambda *_: print("would train")
-    evaluate.final_result = lambda *_, **__: {}
-    evaluate.show = lambda *_: print("would show")
-
-
-def run_alone(work: Callable[[], int], out: Path, errors: Path, seconds: int) -> int:
-    """Runs `work` in a fork with its output in files; returns its status, 124 where it took too long."""
-    child = os.fork()
-    if child == 0:
-        try:
-            for number, path in ((1, out), (2, errors)):
-                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-            sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-            signal.alarm(seconds)
-            status = work()
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 1
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    _, status = os.waitpid(child, 0)
-    status = os.waitstatus_to_exitcode(status)
-    return 124 if status == -signal.SIGALRM else status
+    ablation.Commands.__call__ = would_run
+    loop.Trainer = lambda *_: SimpleNamespace(run=lambda: print("would train"))
+    scoring.final_result = lambda *_, **__: {}
+    scoring.show = lambda *_: print("would show")
 
 
 def contents(*folders: Path) -> dict[str, str]:
-    """sha256 of every file below folders."""
-    files = (path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".index")
+    """sha256 of every file below folders, but for those that a refused run may write: locks and indices of tars."""
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    files = (path for path in files if path.name != ".lock" and path.suffix != ".index")
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -182,13 +161,14 @@ def fuzz(folder: Path, seed: int, count: int) -> None:
     from configs import pretrain
 
     rng = random.Random(seed)
-    roots, keys = data_folders(folder), configs.flatten(pretrain.get_config().to_dict())
+    roots, keys = data_folders(folder), plain_values.flatten(pretrain.get_config().to_dict())
     kept = folder / "kept"
     kept.mkdir()
     (kept / "result.json").write_text("{}")
     (kept / "config.json").write_text('{"format": 1')
     end_where_training_begins()
     os.chdir(Path(__file__).resolve().parent.parent)
+    peoples = contents(kept, folder / "data")
     for number in range(count):
         argv = command_line(rng, folder, roots, keys, number)
         out, errors = folder / "out", folder / "errors"
@@ -196,7 +176,7 @@ def fuzz(folder: Path, seed: int, count: int) -> None:
         before = contents(kept, folder / "data")
         status = run_alone(lambda argv=argv: main.main(argv), out, errors, 120)
         after = contents(kept, folder / "data")
-        changed = [path for path in before if after.get(path) != before[path]]
+        changed = [path for path in (before if status else peoples) if after.get(path) != before[path]]
         told = {"argv": argv, "status": status, "changed": changed}
         told |= {"out": out.read_text(errors="replace"), "errors": errors.read_text(errors="replace")}
         print(json.dumps(told), flush=True)

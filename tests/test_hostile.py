@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from configs import pretrain
-from maskvlm_jax import metrics
-from maskvlm_jax.data import pipeline, transforms
+from maskvlm_jax.data import decoding, training_stream
 from maskvlm_jax.data.ledger import Ledger
-from maskvlm_jax.data.scenes import Scenes
-from maskvlm_jax.data.sources import open_source
-from maskvlm_jax.errors import UserError
-from maskvlm_jax.watch import StepWatch
+from maskvlm_jax.data.scenes.source import Scenes
+from maskvlm_jax.data.sources.opening import open_source
+from maskvlm_jax.reporting import metrics
+from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.training.progress import Progress
+from maskvlm_jax.training.step_watch import StepWatch
 from tests.conftest import toy_flags
 from tests.data import hostile
 
@@ -31,18 +32,19 @@ def test_there_are_sixty_of_them(folder):
 @pytest.mark.parametrize("name", hostile.odd_pictures())
 def test_an_odd_picture_is_read(name):
     data = hostile.odd_pictures()[name]
-    pixels = transforms.decode(data)
-    assert pixels.shape[:2] == transforms.picture_size(data)
+    pixels = decoding.decode(data)
+    assert pixels.shape[:2] == decoding.picture_size(data)
 
 
 @pytest.mark.parametrize("name", hostile.broken_pictures())
 def test_a_broken_picture_is_told_with_its_reason(name):
     data, reason = hostile.broken_pictures()[name]
-    with pytest.raises(transforms.DecodeError) as error:
-        transforms.decode(data)
+    with pytest.raises(decoding.DecodeError) as error:
+        decoding.decode(data)
     assert error.value.kind == reason
 
 
+@pytest.mark.slow
 def test_all_sixty_train_through_and_the_report_is_exact(folder, tmp_path, cli):
     path, wrong, _ = folder
     flags = [
@@ -73,19 +75,18 @@ def test_all_sixty_train_through_and_the_report_is_exact(folder, tmp_path, cli):
 
 
 def test_training_stops_above_the_share_that_may_be_broken():
-    told = {"seen": 0, "replaced": 0, "broken": {}}
     scenes = Scenes(split="train", image_size=32, length=50)
     everything = {"rows": np.arange(50), "counted": np.ones(50, bool)}
-    watch = StepWatch(scenes, 0.05, told, Ledger("source", batch_size=50, **everything))
-    progress = metrics.Progress(batch_size=50, steps=100)
+    watch = StepWatch(scenes, 0.05, Progress(), Ledger("source", batch_size=50, **everything))
+    meter = metrics.Meter(batch_size=50, steps=100)
     replaced = np.zeros(50, np.int8)
-    replaced[[3, 7, 9, 20]] = pipeline.BROKEN.index("too large")  # 8 %
+    replaced[[3, 7, 9, 20]] = training_stream.BROKEN.index("too large")  # 8 %
     with pytest.raises(
         UserError, match=r"52 of 650 examples read were broken, the last .*\(too large\); mend the data"
     ):
         for step in range(1, 30):
-            watch.push(step, {"loss": 1.0}, {"index": np.arange(50), "replaced": replaced}, progress)
-    assert watch.remember()["broken"] == {scenes.id(i): "too large" for i in (3, 7, 9, 20)}
+            watch.push(step, {"loss": 1.0}, {"index": np.arange(50), "replaced": replaced}, meter)
+    assert watch.remember().broken == {scenes.id(i): "too large" for i in (3, 7, 9, 20)}
 
 
 def test_the_captions_are_those_of_the_file(folder):

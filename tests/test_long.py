@@ -1,14 +1,24 @@
 """Long proofs: `python -m pytest -m slow tests/test_long.py`, about half an hour on two CPU cores."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
+from safetensors.numpy import save_file
 
-from maskvlm_jax import sharding
+from configs import pretrain
+from maskvlm_jax.data import tokenizer as tokenizers
+from maskvlm_jax.objectives.learner import Learner
+from maskvlm_jax.parallel import sharding
+from maskvlm_jax.training import build, train_step
+from maskvlm_jax.weights import encoder_folders
+from maskvlm_jax.weights.families import bert
 from tests.conftest import toy_config
-from tests.test_resume import finish, same_as_straight, start, wait_for
-from tests.test_train_step import one_device, share_apart, train
+from tests.reference.toy import by_path
+from tests.training.resuming import finish, same_as_straight, start, wait_for
+from tests.training.steps import one_device, share_apart, train
 
 pytestmark = pytest.mark.slow
 
@@ -42,10 +52,10 @@ def test_64_pairs_are_learned_by_heart(cli, tmp_path):
     flags = {
         "data.limit": 64,
         "evaluation.split": "train",
-        "evaluation.during": "train",
+        "evaluation.validation_split": "train",
         "evaluation.limit": 64,
         "evaluation.captions_per_image": 1,
-        "evaluation.also": "()",
+        "evaluation.extra_splits": "()",
         "steps": 300,
         "eval_every": 300,
         "optim.weight_decay": 0.0,
@@ -63,8 +73,8 @@ def test_64_pairs_are_learned_by_heart(cli, tmp_path):
         assert lines[-1][f"{name}/loss"] < 0.5 * lines[0][f"{name}/loss"], name
 
 
-def test_a_step_of_the_paper_s_model_runs_on_a_cpu(cli, tmp_path):
-    workdir = tmp_path / "run"
+def base_steps(cli, workdir, **values) -> str:
+    """What two steps of the paper's model print."""
     flags = {
         "steps": 2,
         "batch_size": 2,
@@ -72,10 +82,10 @@ def test_a_step_of_the_paper_s_model_runs_on_a_cpu(cli, tmp_path):
         "optim.warmup_steps": 1,
         "evaluation.limit": 2,
         "evaluation.batch_size": 2,
-        "evaluation.also": "()",
+        "evaluation.extra_splits": "()",
         "evaluation.rerank_k": 1,
         "keep_checkpoints": 1,
-    }
+    } | {name.replace("__", "."): value for name, value in values.items()}
     process = cli(
         "--config=configs/pretrain.py:size=base",
         f"--workdir={workdir}",
@@ -83,8 +93,48 @@ def test_a_step_of_the_paper_s_model_runs_on_a_cpu(cli, tmp_path):
         timeout=1800,
     )
     assert process.returncode == 0, process.stderr
-    assert "334,187,612 parameters" in process.stdout
     assert [line["step"] for line in train_lines(workdir)] == [2]
+    return process.stdout
+
+
+def test_a_step_of_the_paper_s_model_runs_on_a_cpu(cli, tmp_path):
+    assert "334,187,612 parameters" in base_steps(cli, tmp_path / "run")
+
+
+def write_base_encoders(folder: Path) -> None:
+    """Random folders of the shapes of google/vit-base-patch16-224 and roberta-base, and a tokenizer for the latter."""
+    config = pretrain.get_config("size=base")
+    config.model.text.max_length = 512
+    shapes = nnx.eval_shape(lambda: Learner(**build.model_arguments(config), rngs=nnx.Rngs(0)))
+    params, rng = train_step.split_model(shapes)[1]["vlm"], np.random.default_rng(0)
+
+    def random(name: str) -> dict[str, np.ndarray]:
+        return {
+            path: 0.02 * rng.standard_normal(shape.shape, np.float32) for path, shape in by_path(params[name]).items()
+        }
+
+    image = encoder_folders.image_folder(config.model.image, random("image_encoder"))
+    text = encoder_folders.text_folder(config.model.text, random("text_encoder"), pad_id=1)
+    roberta = {"model_type": "roberta", "max_position_embeddings": 514, "type_vocab_size": 1}
+    # RoBERTa counts positions from the padding's number on, and has one token type.
+    position, types = bert.ARRAYS["position"], bert.TOKEN_TYPES
+    unused = np.zeros((2, config.model.text.width), np.float32)
+    arrays = text.arrays | {position: np.concatenate([unused, text.arrays[position]]), types: text.arrays[types][:1]}
+    for name, described, kept in (("vit", image.config, image.arrays), ("roberta", text.config | roberta, arrays)):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps(described))
+        save_file(kept, folder / name / "model.safetensors")
+    counts = [sum(value.size for value in one.values()) for one in (image.arrays, arrays)]
+    assert counts == [85_798_656, 124_055_040]  # what the two on the hub have without poolers and heads
+    tokenizers.save(tokenizers.train_wordpiece(["a red square"], 64), folder / "tokenizer")
+
+
+def test_the_paper_s_model_starts_from_its_encoders(cli, tmp_path):
+    write_base_encoders(tmp_path)
+    inits = {"init__image": tmp_path / "vit", "init__text": tmp_path / "roberta"}
+    told = base_steps(cli, tmp_path / "run", **inits, data__tokenizer=tmp_path / "tokenizer")
+    assert "334,187,612 parameters" in told
+    assert "the image encoder starts from" in told and "folded in: token type 0, offset of the positions" in told
 
 
 @pytest.mark.parametrize("recipe", ["mlim", "mamo", "albef", "clip", "m3ae"])
@@ -102,7 +152,7 @@ def test_a_recipe_killed_and_resumed_equals_its_straight_run_and_scores_the_same
         "evaluation.limit": 24,
         "evaluation.batch_size": 24,
         "evaluation.figures": 3,
-        "evaluation.also": "()",
+        "evaluation.extra_splits": "()",
     }
     command = [
         f"--config=configs/pretrain.py:recipe={recipe}",

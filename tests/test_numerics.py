@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from configs import recipes
-from maskvlm_jax import sharding, train
+from maskvlm_jax.parallel import sharding
+from maskvlm_jax.training import build
 from tests.conftest import toy_config
 
 MOST_SUMMED = 4_096  # elements that one sum in bfloat16 may have
@@ -57,8 +58,8 @@ def step(request):
     config = toy_config(f"recipe={request.param}", batch_size=1_024, model__shared__dtype="bfloat16")
     mesh = sharding.make_mesh(data=1, fsdp=1, model=1) if jax.device_count() == 1 else sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        built = train.build(config, mesh)
-        return jax.make_jaxpr(built.step)(*train.described(config, built, mesh)).jaxpr
+        built = build.build(config, mesh)
+        return jax.make_jaxpr(built.step)(*build.described(config, built, mesh)).jaxpr
 
 
 def test_no_long_sum_is_in_bfloat16(step):

@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 from benchmarks import shapes, train_step
-from maskvlm_jax import config as configs
 from maskvlm_jax.objectives import matching
-from maskvlm_jax.pretrainer import Pretrainer
-from maskvlm_jax.train_step import split_model
+from maskvlm_jax.objectives.learner import Learner
+from maskvlm_jax.training import build
+from maskvlm_jax.training.train_step import split_model
 from tests.reference import toy
 
 torch = pytest.importorskip("torch")
@@ -95,7 +95,7 @@ def test_losses_and_gradients_agree_with_pytorch(name, monkeypatch):
     shape = SHAPES[name]
     config = train_step.shape_config(name)
     config.update_from_flattened_dict(shape.settings())
-    model = toy.randomised(lambda: Pretrainer(**configs.model_arguments(config), rngs=nnx.Rngs(0)))
+    model = toy.randomised(lambda: Learner(**build.model_arguments(config), rngs=nnx.Rngs(0)))
     graphdef, params = split_model(model)
     params["vlm"]["temperature"] = jnp.float32(
         0.2

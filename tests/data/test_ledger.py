@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from maskvlm_jax.data import ledger
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.runtime.errors import UserError
 from tests.conftest import ROOT
-
-BATCH = 8
+from tests.data.ledger_reading import BATCH, read
 
 
 def rows(step: int) -> np.ndarray:
@@ -27,7 +26,7 @@ def taken(steps: range, *, own: slice = slice(0, BATCH), counted: bool = True) -
 
 
 def told(*parts: dict[str, int], before: str = "0") -> dict[str, str]:
-    return ledger.Ledger("source", batch_size=BATCH, rows=np.arange(BATCH), counted=None).told(before, list(parts))
+    return ledger.Ledger("source", batch_size=BATCH, rows=np.arange(BATCH), counted=None).entry(before, list(parts))
 
 
 STRAIGHT = told(taken(range(1, 11)))
@@ -88,52 +87,15 @@ def test_a_checkpoint_of_another_stream_is_refused():
         ledger.check(STRAIGHT, source="source", **asked | {"order": lambda position: 0})
 
 
-READ = """
-import json, sys
-from tests.data.test_ledger import read
-print(json.dumps(read(json.loads(sys.argv[1]))))
-"""
-
-
-def read(options: dict) -> dict[str, int]:
-    """What one process reads of a toy run's stream."""
-    from maskvlm_jax import train
-    from maskvlm_jax.data import pipeline
-    from maskvlm_jax.data.sources import open_training_source
-    from tests.conftest import toy_config
-    from tests.data.test_pipeline import make_tokenizer
-
-    config = toy_config(f"data={options['data']}")
-    if options["data"] != "scenes":
-        with config.unlocked():
-            for seed, part in enumerate(config.data.mixture.values()):
-                part.scenes_seed, part.source, part.weight, part.limit = seed, "scenes", 1.0 + seed, 10 + seed
-    source = open_training_source(config.data.to_dict(), 32)
-    own = np.array(options.get("rows", range(BATCH)))
-    counts = ledger.Ledger(source.fingerprint, batch_size=BATCH, rows=own, counted=np.ones(len(own), bool))
-    start, stop = options.get("steps", (0, 8))
-    stream = pipeline.train_stream(
-        source,
-        train.make_example(config, source, make_tokenizer(source)),
-        batch_size=BATCH,
-        seed=3,
-        start=start,
-        stop=stop,
-        limit=0,
-        workers=options.get("workers", 0),
-        threads=1,
-        rows=own.tolist(),
-    )
-    for step, batch in enumerate(stream, start=start + 1):
-        counts.add(step, batch["index"])
-    stream.close()
-    return counts.take()
-
-
 def read_apart(*several: dict) -> list[dict[str, int]]:
     """`read` in a process each, side by side."""
     running = [
-        subprocess.Popen([sys.executable, "-c", READ, json.dumps(options)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.data.ledger_reading", json.dumps(options)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for options in several
     ]
     return [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]

@@ -6,10 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import masking
-from maskvlm_jax.data.pipeline import MakeExample
+from maskvlm_jax.data.examples import own_fields
+from maskvlm_jax.data.fields import words
+from maskvlm_jax.data.fields.base import Drawn, Fields, Sizes
 from maskvlm_jax.data.tokenizer import Tokenizer, train_wordpiece
+from maskvlm_jax.data.training_stream import MakeExample
 
 OPTIONS = {
     "text_ratio": 0.3,
@@ -127,7 +129,8 @@ def test_bert_corruption_is_eight_to_one_to_one_and_draws_ordinary_ids():
 
 def test_a_caption_with_its_special_tokens_and_padding(tokenizer):
     for seed in range(30):
-        fields = batches.text_fields(CAPTIONS[0], tokenizer, generator(seed), max_length=16, options=OPTIONS)
+        drawn = Drawn({}, None, CAPTIONS[0], OPTIONS, None)
+        fields = words.Field("words", Sizes(32, 8, 16), tokenizer).make(drawn, generator(seed))
         tokens, masked, valid = fields["tokens"], fields["text_masked"], fields["token_valid"]
         length = int(valid.sum())
         assert (tokens[0], tokens[length - 1]) == (tokenizer.start_id, tokenizer.end_id)
@@ -164,10 +167,8 @@ def test_another_caption_changes_neither_the_picture_nor_its_mask(tokenizer, fli
     for caption in CAPTIONS[1:]:
         make = MakeExample(
             OnePicture(caption),
-            tokenizer,
+            Fields(own_fields(Sizes(image_size=16, patch=4, max_length=16), tokenizer)),
             image_size=16,
-            patch=4,
-            max_length=16,
             augment=augment,
             masking_options=options,
         )

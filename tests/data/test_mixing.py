@@ -5,12 +5,13 @@ import pickle
 import numpy as np
 import pytest
 
-from configs import common
-from maskvlm_jax.data import pipeline
+from configs import data_sets
+from maskvlm_jax.data import training_stream
 from maskvlm_jax.data.mixing import BLOCK, Interleaving
-from maskvlm_jax.data.scenes import Scenes
-from maskvlm_jax.data.sources import Mixture, open_source, open_training_source
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.data.scenes.source import Scenes
+from maskvlm_jax.data.sources.mixture import Mixture
+from maskvlm_jax.data.sources.opening import open_source, open_training_source
+from maskvlm_jax.runtime.errors import UserError
 
 WEIGHTS = [0.5, 3.0, 1.5, 0.001]
 
@@ -25,9 +26,9 @@ def mixture(weights=(1.0, 2.0, 1.0), limits=(0, 0, 0)) -> Mixture:
 
 
 def test_a_batch_larger_than_what_the_limits_leave_is_refused():
-    assert pipeline.check_batch_size(mixture(limits=(10, 20, 0)), 37, 0) == 37
+    assert training_stream.check_batch_size(mixture(limits=(10, 20, 0)), 37) == 37
     with pytest.raises(UserError, match="batch_size 38 is larger than the data, 37 examples"):
-        pipeline.check_batch_size(mixture(limits=(10, 20, 0)), 38, 0)
+        training_stream.check_batch_size(mixture(limits=(10, 20, 0)), 38)
 
 
 def test_each_part_has_its_share_of_every_stretch():
@@ -60,7 +61,7 @@ def test_the_order_is_random_and_depends_on_seed_and_position_alone():
 
 
 def test_a_part_is_read_whole_before_any_of_it_comes_again():
-    order = pipeline.order(mixture(), seed=5, limit=0)
+    order = training_stream.order(mixture(), seed=5)
     drawn = [order[i] for i in range(400)]
     first = [i for i in drawn if i < 40]
     assert sorted(first[:40]) == list(range(40)) and sorted(first[40:80]) == list(range(40))
@@ -70,7 +71,7 @@ def test_a_part_is_read_whole_before_any_of_it_comes_again():
 
 
 def test_limits_hold_for_each_part():
-    order = pipeline.order(mixture(limits=(4, 0, 2)), seed=5, limit=0)
+    order = training_stream.order(mixture(limits=(4, 0, 2)), seed=5)
     drawn = {order[i] for i in range(1000)}
     assert drawn == {*range(4), *range(40, 140), 140, 141}
 
@@ -101,20 +102,20 @@ def test_a_tokenizer_is_trained_on_a_share_of_every_part():
 
 
 def test_a_config_mixes_sets_by_a_plus_and_is_scored_on_the_first():
-    data = common.data_block("scenes+scenes").to_dict()
+    data = data_sets.data_block("scenes+scenes").to_dict()
     assert list(data["mixture"]) == ["scenes"] and "root" not in data
-    data = common.data_block("scenes+coco").to_dict()
+    data = data_sets.data_block("scenes+coco").to_dict()
     assert data["mixture"]["coco"]["captions"] == "dataset_coco.json"
-    assert data["scored"] == "scenes"
+    assert data["evaluation_set"] == "scenes"
     data["mixture"] = {"two": {**data["mixture"]["scenes"], "scenes_seed": 1}, "one": data["mixture"]["scenes"]}
-    data["scored"] = "two"
+    data["evaluation_set"] = "two"
     mixed = open_training_source(data, 32)
     assert mixed.id(0).startswith("one/") and mixed.id(len(mixed) - 1).startswith("two/")
     assert open_source(data, "val", 32).fingerprint == Scenes(split="val", image_size=32, seed=1).fingerprint
-    with pytest.raises(UserError, match=r"data\.scored is 'three'; choose among one, two"):
-        open_source(data | {"scored": "three"}, "val", 32)
+    with pytest.raises(UserError, match=r"data\.evaluation_set is 'three'; choose among one, two"):
+        open_source(data | {"evaluation_set": "three"}, "val", 32)
 
 
 def test_a_set_of_a_mixture_that_is_not_there_is_named_with_its_flag():
     with pytest.raises(UserError, match=r"coco: data root 'data/coco' is not .* --config\.data\.mixture\.coco\.root="):
-        open_training_source(common.data_block("scenes+coco").to_dict(), 32)
+        open_training_source(data_sets.data_block("scenes+coco").to_dict(), 32)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from maskvlm_jax.data import rand_augment as ra
-from maskvlm_jax.data import transforms as tf
+from maskvlm_jax.data.rand_augment import rand_augment
 
 SIDES = (60, 90)  # height, width
 
@@ -84,15 +84,15 @@ def test_operations_leave_their_argument_as_it_was() -> None:
 
 def test_rand_augment_is_a_function_of_the_seed() -> None:
     picture = noisy_picture()
-    results = [tf.rand_augment(picture, np.random.default_rng(seed)) for seed in range(60)]
-    again = [tf.rand_augment(picture, np.random.default_rng(seed)) for seed in range(60)]
+    results = [rand_augment(picture, np.random.default_rng(seed)) for seed in range(60)]
+    again = [rand_augment(picture, np.random.default_rng(seed)) for seed in range(60)]
     np.testing.assert_array_equal(results, again)
     assert len({result.tobytes() for result in results}) > 20
 
 
 def test_rand_augment_applies_each_operation_half_the_time() -> None:
     picture, rng = noisy_picture(), np.random.default_rng(0)
-    unchanged = np.mean([tf.rand_augment(picture, rng) is picture for _ in range(2000)])
+    unchanged = np.mean([rand_augment(picture, rng) is picture for _ in range(2000)])
     # Each of two draws leaves the picture alone with probability 1/2 + 1/2 * 1/10 (Identity).
     assert abs(unchanged - 0.55**2) < 0.04
-    assert tf.rand_augment(picture, rng, num_ops=0) is picture
+    assert rand_augment(picture, rng, num_ops=0) is picture

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
+from maskvlm_jax.data import run_tokenizer
 from maskvlm_jax.data import tokenizer as tokenizers
-from maskvlm_jax.errors import UserError
-from tests.conftest import ROOT
+from maskvlm_jax.runtime.errors import UserError
+from tests.conftest import ROOT, toy_config
 
 CAPTIONS = ["A black dog runs", "two dogs running in the snow", "a small red circle"] * 3
 
@@ -34,12 +35,7 @@ def test_a_trained_tokenizer_is_read_back_from_its_folder(folder):
 
 
 def test_training_again_gives_the_same_vocabulary_in_every_process():
-    code = (
-        "from maskvlm_jax.data.scenes import Scenes; from maskvlm_jax.data.tokenizer import train_wordpiece;"
-        "s = Scenes(split='train'); v = train_wordpiece((c for i in range(200) for c in s.captions(i)), 150);"
-        "print(sorted(v.get_vocab().items()))"
-    )
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-m", "tests.data.trained_vocabulary"]
     told = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(3)]
     assert told[0] == told[1] == told[2]
     assert "circle" in told[0]
@@ -78,17 +74,34 @@ def test_a_tokenizer_can_be_sent_to_a_worker(folder):
     np.testing.assert_array_equal(copy.encode("a dog", 6)[0], tokenizer.encode("a dog", 6)[0])
 
 
-def test_a_byte_level_roberta_folder_works(tmp_path):
+def write_roberta(folder):
     """vocab.json and merges.txt, as roberta-base is published: <s>, </s>, <pad>, <mask>."""
     words = ["<s>", "<pad>", "</s>", "<unk>", "a", "Ġ", "d", "o", "g", "do", "dog", "Ġdog", "<mask>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\nd o\ndo g\nĠ dog\n")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nd o\ndo g\nĠ dog\n")
+    (folder / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+
+
+def test_a_byte_level_roberta_folder_works(tmp_path):
+    write_roberta(tmp_path)
     tokenizer = tokenizers.load(tmp_path)
     tokens, word_ids, _ = tokenizer.encode("a dog", 6)
     assert tokens.tolist() == [0, 4, 11, 2, 1, 1]
     assert (tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id, tokenizer.mask_id) == (0, 2, 1, 12)
     assert word_ids.tolist() == [-1, 0, 1, -1, -1, -1]
+
+
+def test_the_mask_token_that_pictures_share_is_the_tokenizers(folder, tmp_path):
+    write_roberta(tmp_path)
+    for given, number in (("", tokenizers.load(folder).mask_id), (str(tmp_path), 12)):
+        config = toy_config("recipe=mlim", data__tokenizer=given)
+        run_tokenizer.check(config)
+        run_tokenizer.resolve_mask_id(config)
+        assert config.model.text.mask_id == number
+        run_tokenizer.check(config)
+    config.model.text.mask_id = 4
+    with pytest.raises(UserError, match=r"set --config\.model\.text\.mask_id=12"):
+        run_tokenizer.check(config)
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from maskvlm_jax.data import decoding
 from maskvlm_jax.data import transforms as tf
 from maskvlm_jax.models.vision import normalised
+from maskvlm_jax.runtime.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 SIDES = (60, 90)  # height, width
 
@@ -42,14 +44,14 @@ def close(first: np.ndarray, second: np.ndarray) -> float:
 
 def test_decode_keeps_lossless_pictures_exactly() -> None:
     for file_format, options in [("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {})]:
-        decoded = tf.decode(encode(noisy_picture(), file_format, **options))
+        decoded = decoding.decode(encode(noisy_picture(), file_format, **options))
         np.testing.assert_array_equal(decoded, noisy_picture())
         assert decoded.flags.c_contiguous and decoded.dtype == np.uint8
 
 
 def test_decode_jpeg() -> None:
     for options in ({}, {"progressive": True}, {"subsampling": 0}):
-        decoded = tf.decode(encode(smooth_picture(), "JPEG", quality=95, **options))
+        decoded = decoding.decode(encode(smooth_picture(), "JPEG", quality=95, **options))
         assert decoded.shape == (*SIDES, 3) and decoded.flags.c_contiguous
         assert close(decoded, smooth_picture()) < 3
 
@@ -57,41 +59,41 @@ def test_decode_jpeg() -> None:
 def test_decode_grey_palette_and_bilevel() -> None:
     grey = Image.fromarray(smooth_picture()).convert("L")
     for file_format in ("PNG", "JPEG"):
-        assert close(tf.decode(encode(grey, file_format)), np.asarray(grey.convert("RGB"))) < 2
+        assert close(decoding.decode(encode(grey, file_format)), np.asarray(grey.convert("RGB"))) < 2
     palette = Image.fromarray(smooth_picture()).quantize(64)
-    np.testing.assert_array_equal(tf.decode(encode(palette, "PNG")), np.asarray(palette.convert("RGB")))
+    np.testing.assert_array_equal(decoding.decode(encode(palette, "PNG")), np.asarray(palette.convert("RGB")))
     bilevel = grey.convert("1")
-    np.testing.assert_array_equal(tf.decode(encode(bilevel, "PNG")), np.asarray(bilevel.convert("RGB")))
+    np.testing.assert_array_equal(decoding.decode(encode(bilevel, "PNG")), np.asarray(bilevel.convert("RGB")))
 
 
 def test_decode_puts_alpha_over_white() -> None:
     rgba = np.dstack([np.full((*SIDES, 3), 100, np.uint8), np.full(SIDES, 255, np.uint8)])
     rgba[:, :30, 3], rgba[:, 30:60, 3] = 0, 51
-    decoded = tf.decode(encode(rgba, "PNG"))
+    decoded = decoding.decode(encode(rgba, "PNG"))
     # A fifth of 100 over four fifths of 255 is 224.
     assert [decoded[0, column].tolist() for column in (0, 40, 80)] == [[255] * 3, [224] * 3, [100] * 3]
     transparent_colour = Image.new("P", (4, 4), 1)
     transparent_colour.putpalette([0, 0, 0, 200, 10, 10])
-    assert tf.decode(encode(transparent_colour, "PNG", transparency=1)).min() == 255
+    assert decoding.decode(encode(transparent_colour, "PNG", transparency=1)).min() == 255
 
 
 def test_decode_scales_16_bit() -> None:
     levels = np.linspace(0, 65535, 60 * 90).reshape(SIDES).astype(np.uint16)
     for file_format in ("PNG", "TIFF"):
-        decoded = tf.decode(encode(Image.fromarray(levels), file_format))
+        decoded = decoding.decode(encode(Image.fromarray(levels), file_format))
         np.testing.assert_array_equal(decoded, np.repeat(np.rint(levels / 257)[..., None], 3, axis=-1))
 
 
 def test_decode_cmyk_jpeg() -> None:
     cmyk = Image.fromarray(smooth_picture()).convert("CMYK")
-    assert close(tf.decode(encode(cmyk, "JPEG", quality=95)), smooth_picture()) < 3
+    assert close(decoding.decode(encode(cmyk, "JPEG", quality=95)), smooth_picture()) < 3
 
 
 def test_decode_takes_the_first_frame() -> None:
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
     for file_format, options in [("GIF", {}), ("WEBP", {"lossless": True})]:
         animation = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
-        assert (tf.decode(animation) == (255, 0, 0)).all()
+        assert (decoding.decode(animation) == (255, 0, 0)).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -100,7 +102,7 @@ def test_decode_applies_exif_orientation(orientation: int) -> None:
     exif[0x0112] = orientation
     encoded = encode(smooth_picture(), "JPEG", quality=95, exif=exif)
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))))
-    assert close(tf.decode(encoded), upright) < 1
+    assert close(decoding.decode(encoded), upright) < 1
     assert upright.shape[:2] == (SIDES if orientation < 5 else SIDES[::-1])
 
 
@@ -109,7 +111,7 @@ def test_decode_ignores_a_broken_exif_block() -> None:
     block = b"Exif\0\0MM\0\x2a\xff\xff\xff\xff"
     encoded = encode(smooth_picture(), "JPEG")
     encoded = encoded[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + encoded[2:]
-    assert tf.decode(encoded).shape == (*SIDES, 3)
+    assert decoding.decode(encoded).shape == (*SIDES, 3)
 
 
 def test_decode_at_reduced_scale_keeps_both_sides() -> None:
@@ -118,30 +120,30 @@ def test_decode_at_reduced_scale_keeps_both_sides() -> None:
     for height, width in [(480, 640), (513, 257), (1000, 300), (128, 128), (100, 80)]:
         for options in ({}, {"exif": exif}):
             encoded = encode(smooth_picture(height, width), "JPEG", **options)
-            full = tf.decode(encoded).shape[:2]
+            full = decoding.decode(encoded).shape[:2]
             for min_size in (1, 64, 128):
-                reduced = tf.decode(encoded, min_size=min_size).shape[:2]
+                reduced = decoding.decode(encoded, min_size=min_size).shape[:2]
                 assert min(reduced) >= min(min_size, *full)
                 assert reduced[0] <= full[0] and reduced[1] <= full[1]
-    assert tf.decode(encode(smooth_picture(480, 640), "JPEG"), min_size=200).shape[:2] == (240, 320)
+    assert decoding.decode(encode(smooth_picture(480, 640), "JPEG"), min_size=200).shape[:2] == (240, 320)
 
 
 def test_decode_passes_arrays_through() -> None:
     picture = noisy_picture()
-    assert tf.decode(picture, min_size=8) is picture
+    assert decoding.decode(picture, min_size=8) is picture
     for wrong in (picture[..., 0], picture.astype(np.float32), np.zeros((0, 4, 3), np.uint8), picture[..., :2]):
-        with pytest.raises(tf.DecodeError, match="must be uint8"):
-            tf.decode(wrong)
+        with pytest.raises(decoding.DecodeError, match="must be uint8"):
+            decoding.decode(wrong)
 
 
 def test_decode_refuses_what_is_no_picture() -> None:
     jpeg, png = encode(noisy_picture(), "JPEG"), encode(noisy_picture(), "PNG")
     cases = [b"", b"no picture", b"\xff\xd8\xff", jpeg[:100], jpeg[: len(jpeg) // 2], png[: len(png) // 2]]
     for broken in cases:
-        with pytest.raises(tf.DecodeError):
-            tf.decode(broken)
-    with pytest.raises(tf.DecodeError, match="unknown range"):
-        tf.decode(encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+        with pytest.raises(decoding.DecodeError):
+            decoding.decode(broken)
+    with pytest.raises(decoding.DecodeError, match="unknown range"):
+        decoding.decode(encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -155,8 +157,8 @@ def test_decode_of_damaged_files_gives_a_picture_or_a_decode_error() -> None:
             damaged = sound.copy()
             damaged[rng.integers(min(len(sound), 200), size=3)] = rng.integers(256, size=3)
             try:
-                decoded = tf.decode(damaged.tobytes(), min_size=8)
-            except tf.DecodeError:
+                decoded = decoding.decode(damaged.tobytes(), min_size=8)
+            except decoding.DecodeError:
                 continue
             assert decoded.ndim == 3 and decoded.shape[2] == 3 and decoded.dtype == np.uint8
 
@@ -166,14 +168,14 @@ def test_decode_refuses_huge_pictures() -> None:
     jpeg = bytearray(encode(noisy_picture(), "JPEG"))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 30000, 30000)
-    with pytest.raises(tf.DecodeError, match="30000 x 30000"):
-        tf.decode(bytes(jpeg), min_size=128)
+    with pytest.raises(decoding.DecodeError, match="30000 x 30000"):
+        decoding.decode(bytes(jpeg), min_size=128)
     png = encode(noisy_picture(), "PNG")
     for side in (10_000, 30_000):  # above Pillow's warning, above its error
         header = b"IHDR" + struct.pack(">II", side, side) + png[24:29]
         bomb = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
-        with pytest.raises(tf.DecodeError, match="pixels"):
-            tf.decode(bomb)
+        with pytest.raises(decoding.DecodeError, match="pixels"):
+            decoding.decode(bomb)
 
 
 # Cropping and resizing
@@ -225,8 +227,8 @@ def test_random_resized_crop() -> None:
 def test_a_crop_of_a_large_jpeg_is_decoded_small_and_shows_the_same_part(monkeypatch) -> None:
     picture = smooth_picture(640, 960)
     encoded, decoded = encode(picture, "JPEG", quality=95), []
-    decode = tf.decode
-    monkeypatch.setattr(tf, "decode", lambda *a, **k: decoded.append(decode(*a, **k)) or decoded[-1])
+    decode = decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda *a, **k: decoded.append(decode(*a, **k)) or decoded[-1])
     for seed in range(30):
         small = tf.random_resized_crop(encoded, np.random.default_rng(seed), size=64)
         full = tf.random_resized_crop(picture, np.random.default_rng(seed), size=64)
@@ -241,12 +243,12 @@ def test_picture_size_is_that_of_the_decoded_picture() -> None:
         exif[0x0112] = orientation
         for file_format in ("JPEG", "PNG", "WEBP"):
             encoded = encode(smooth_picture(), file_format, exif=exif)
-            assert tf.picture_size(encoded) == tf.decode(encoded).shape[:2]
-    assert tf.picture_size(smooth_picture()) == SIDES
-    assert tf.picture_size(encode(Image.new("CMYK", (8, 9)), "JPEG")) == (9, 8)
+            assert decoding.picture_size(encoded) == decoding.decode(encoded).shape[:2]
+    assert decoding.picture_size(smooth_picture()) == SIDES
+    assert decoding.picture_size(encode(Image.new("CMYK", (8, 9)), "JPEG")) == (9, 8)
     for broken in (b"", b"no picture", encode(smooth_picture(), "PNG")[:20]):
-        with pytest.raises(tf.DecodeError):
-            tf.picture_size(broken)
+        with pytest.raises(decoding.DecodeError):
+            decoding.picture_size(broken)
 
 
 def test_resize_averages_when_it_shrinks() -> None:
@@ -279,7 +281,7 @@ def test_the_device_normalises_and_figures_undo_it() -> None:
     picture = noisy_picture(low=0, high=256)
     values = np.asarray(normalised(picture))
     assert values.dtype == np.float32 and values.shape == picture.shape
-    np.testing.assert_allclose(values, (picture / 255 - tf.IMAGENET_MEAN) / tf.IMAGENET_STD, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(values, (picture / 255 - IMAGENET_MEAN) / IMAGENET_STD, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(normalised(values), values)
     np.testing.assert_array_equal(tf.denormalise(values), picture)
     np.testing.assert_array_equal(tf.denormalise(np.float32([[-9, 0, 9]])), [[0, round(0.456 * 255), 255]])

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maskvlm_jax import config as configs
 from maskvlm_jax.models import positions
 from maskvlm_jax.models.vision import patchify, unpatchify
 from maskvlm_jax.models.vlm import VLM
-from maskvlm_jax.train_step import split_model
+from maskvlm_jax.training import build
+from maskvlm_jax.training.train_step import split_model
 from tests.conftest import toy_config
 from tests.reference import numpy_losses, toy
 
@@ -64,7 +64,7 @@ def test_no_two_patches_start_alike(side):
 
 
 def test_encoders_from_scratch_start_from_waves_as_large_as_what_they_are_added_to():
-    model = configs.model_arguments(toy_config())["model"]
+    model = build.model_arguments(toy_config())["model"]
     vlm = jax.jit(lambda: split_model(VLM(**model, rngs=nnx.Rngs(0)))[1])()
     text, image = (np.asarray(vlm[f"{name}_encoder"]["position"])[0] for name in ("text", "image"))
     np.testing.assert_allclose(text, 0.02 * positions.waves(*text.shape), atol=1e-6)
@@ -72,7 +72,7 @@ def test_encoders_from_scratch_start_from_waves_as_large_as_what_they_are_added_
 
 
 def test_the_paper_s_encoders_start_from_random_positions():
-    model = configs.model_arguments(toy_config(model__shared__init_std=0.02))["model"]
+    model = build.model_arguments(toy_config(model__shared__init_std=0.02))["model"]
     vlm = jax.jit(lambda: split_model(VLM(**model, rngs=nnx.Rngs(0)))[1])()
     for name in ("text", "image"):
         position = np.asarray(vlm[f"{name}_encoder"]["position"])
@@ -81,7 +81,7 @@ def test_the_paper_s_encoders_start_from_random_positions():
 
 
 def test_pixels_of_hidden_patches_do_not_change_the_encoding():
-    encoder, batch = toy.pretrainer().vlm.image_encoder, toy.batch()
+    encoder, batch = toy.learner().vlm.image_encoder, toy.batch()
     patches = np.array(patchify(batch["image"], toy.PATCH))
     patches[batch["image_masked"]] = 1e3
     hidden = encoder(unpatchify(patches, toy.PATCH), batch["image_masked"])
@@ -89,13 +89,13 @@ def test_pixels_of_hidden_patches_do_not_change_the_encoding():
 
 
 def test_a_mask_without_a_hidden_patch_is_no_mask():
-    encoder, batch = toy.pretrainer().vlm.image_encoder, toy.batch()
+    encoder, batch = toy.learner().vlm.image_encoder, toy.batch()
     nothing = np.zeros_like(batch["image_masked"])
     np.testing.assert_array_equal(encoder(batch["image"], nothing), encoder(batch["image"]))
 
 
 def test_text_encoding_of_a_token_does_not_depend_on_padding():
-    encoder, batch = toy.pretrainer().vlm.text_encoder, toy.batch()
+    encoder, batch = toy.learner().vlm.text_encoder, toy.batch()
     valid = batch["token_valid"]
     other = np.where(valid, batch["tokens"], toy.VOCAB - 1)
     encoded, again = (np.asarray(encoder(tokens, valid)) for tokens in (batch["tokens"], other))

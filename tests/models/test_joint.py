@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maskvlm_jax import config as configs
 from maskvlm_jax.models.layers import Positions, restore
 from maskvlm_jax.models.vision import ConvDecoder, ConvEmbedding, patchify, unpatchify
-from maskvlm_jax.pretrainer import Pretrainer
-from maskvlm_jax.train_step import split_model
+from maskvlm_jax.objectives.learner import Learner
+from maskvlm_jax.settings import rules as configs
+from maskvlm_jax.training.build import model_arguments
+from maskvlm_jax.training.train_step import split_model
 from tests.conftest import toy_config
 from tests.reference import toy
 
@@ -26,12 +27,12 @@ SIZES = {
 }
 
 
-def build(recipe: str) -> Pretrainer:
+def build(recipe: str) -> Learner:
     """A recipe's model at toy size, random parameters."""
     values = {name: value for name, value in SIZES.items() if recipe != "clip" or "fusion" not in name}
     config = toy_config(f"recipe={recipe}", **values)
     configs.check(config)
-    return toy.randomised(lambda: Pretrainer(**configs.model_arguments(config), rngs=nnx.Rngs(0)))
+    return toy.randomised(lambda: Learner(**model_arguments(config), rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def models():
     return {recipe: build(recipe) for recipe in ("mamo", "mlim", "m3ae")}
 
 
-def batch_for(model: Pretrainer, size: int = 3) -> dict[str, np.ndarray]:
+def batch_for(model: Learner, size: int = 3) -> dict[str, np.ndarray]:
     """A batch with as many masked patches and words as the model expects."""
     rng, batch = np.random.default_rng(1), toy.batch(size)
     word = batch["token_valid"] & (batch["tokens"] >= toy.FIRST_WORD)
@@ -47,7 +48,7 @@ def batch_for(model: Pretrainer, size: int = 3) -> dict[str, np.ndarray]:
     order = np.argsort(np.where(word, rng.random(word.shape), 2.0), axis=1).argsort(axis=1)
     text_masked = order < count
     return batch | {
-        "image_masked": rng.random((size, toy.PATCHES)).argsort(axis=1) < model.masked_patches,
+        "image_masked": rng.random((size, toy.PATCHES)).argsort(axis=1) < model.masked_patch_count,
         "text_masked": text_masked,
         "tokens_masked": np.where(text_masked, toy.MASK, batch["tokens"]).astype(np.int32),
     }
@@ -82,7 +83,7 @@ def test_restored_positions_are_those_that_were_taken():
 def test_positions_read_one_by_one_are_those_of_the_whole_sequence(models, recipe):
     model = models[recipe]
     ctx = model.context(batch_for(model))
-    offset = model.vlm.image_encoder.class_tokens
+    offset = model.vlm.image_encoder.prefix
     image, text = ctx.fuse_image("masked", "clean"), ctx.fuse_text("masked", "clean")
     assert image.shape[1] == toy.PATCHES
     for part, ids, read in (
@@ -98,12 +99,12 @@ def test_pairs_are_those_of_the_pair_alone(models, recipe):
     model = models[recipe]
     batch = jax.tree.map(jnp.asarray, batch_for(model))
     ctx = model.context(batch)
-    pairs = ctx.fuse_pairs(jnp.array([0, 2, 1]), jnp.array([0, 0, 2]))
+    pairs = toy.fuse_pairs(ctx, jnp.array([0, 2, 1]), jnp.array([0, 0, 2]))
     for pair, i, t in zip(pairs, (0, 2, 1), (0, 0, 2), strict=True):
         own = {name: i if name.startswith("image") else t for name in batch}
         alone = {name: value[own[name], None] for name, value in batch.items()}
         one = [jnp.array([0])] * 2
-        np.testing.assert_allclose(model.context(alone).fuse_pairs(*one)[0], pair, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(toy.fuse_pairs(model.context(alone), *one)[0], pair, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("recipe", ["mamo", "mlim", "m3ae"])
@@ -178,7 +179,8 @@ def test_pictures_and_words_share_one_mask_embedding(models):
         return jnp.sum(model.context(batch).image("masked") ** 2)
 
     grads = np.asarray(jax.grad(loss)(params["vlm"]["text_encoder"]["embedding"]))
-    assert np.flatnonzero(np.any(grads, axis=1)).tolist() == [models["mlim"].vlm.text_encoder.mask_id]
+    assert models["mlim"].vlm.text_encoder.mask_id == -1, "no tokenizer: the last token of the vocabulary"
+    assert np.flatnonzero(np.any(grads, axis=1)).tolist() == [len(grads) - 1]
     assert "mask_token" not in params["vlm"]["image_encoder"]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maskvlm_jax.models import primitives
+from maskvlm_jax.models import attention, primitives
 from maskvlm_jax.models.layers import Attention, few_queries
 from tests.reference import toy
 
@@ -32,21 +32,6 @@ def assert_same(own, plain, arguments, dtype: str, others=()) -> None:
         scale = float(jnp.max(jnp.abs(theirs))) or 1.0
         np.testing.assert_allclose(ours.astype("float32") / scale, theirs / scale, atol=DTYPES[dtype], rtol=0)
     assert [ours.dtype for ours, _ in pairs[1:]] == [x.dtype for x in near]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gelu_and_the_dense_layer_after_it(dtype):
-    exact = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
-    assert_same(primitives.gelu, exact, [3 * normal(4, 3, 8)], dtype)
-    arguments = [3 * normal(6, 5), normal(5, 3, seed=1), normal(3, seed=2)]
-    of_gelu = lambda x, w, b: primitives.gelu_dense(x, w, b, primitives.Product(dtype, dtype))  # noqa: E731
-    assert_same(of_gelu, lambda x, w, b: exact(x) @ w + b, arguments, dtype)
-
-
-def test_gelu_far_from_zero():
-    x = jnp.array([-1e4, -30.0, -6.0, 0.0, 6.0, 30.0, 1e4])
-    np.testing.assert_allclose(primitives.gelu(x), [0, 0, 0, 0, 6, 30, 1e4], atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(jax.grad(primitives.gelu))(x), [0, 0, 0, 0.5, 1, 1, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -74,13 +59,13 @@ def plain_attention(query, key, value, valid=None):
 def test_attention(dtype, padded, keys):
     others = [jnp.arange(keys) < np.array([[keys], [1], [(keys + 1) // 2]])] if padded else []
     arguments = [normal(3, 5, 2, 4), normal(3, keys, 2, 4, seed=1), normal(3, keys, 2, 4, seed=2)]
-    assert_same(primitives.attend, plain_attention, arguments, dtype, others)
+    assert_same(attention.attend, plain_attention, arguments, dtype, others)
 
 
 LENGTHS = {
     "all": lambda keys: None,
-    "as many of each": lambda keys: primitives.First(keys - 1),
-    "another number of each": lambda keys: primitives.First(jnp.array([keys, 1, keys // 2])),
+    "as many of each": lambda keys: attention.First(keys - 1),
+    "another number of each": lambda keys: attention.First(jnp.array([keys, 1, keys // 2])),
 }
 
 
@@ -94,30 +79,30 @@ def attend_first(query, key, value, valid, *, attend):
 def test_attention_to_the_first_positions(lengths):
     arguments = [normal(3, 5, 2, 4), normal(3, 6, 2, 4, seed=1), normal(3, 6, 2, 4, seed=2)]
     plain = functools.partial(attend_first, attend=plain_attention)
-    assert_same(primitives.attend, plain, arguments, "float32", [LENGTHS[lengths](6)])
+    assert_same(attention.attend, plain, arguments, "float32", [LENGTHS[lengths](6)])
 
 
 def test_the_first_positions_are_a_tree_that_is_traced_where_they_are_an_array():
-    assert jax.tree.leaves(primitives.First(3)) == []
-    assert jax.jit(lambda first: first.count == 3)(primitives.First(3))  # a number is known when it is traced
-    first = primitives.First.of(jnp.array([[True, True, False], [True, False, False]]))
+    assert jax.tree.leaves(attention.First(3)) == []
+    assert jax.jit(lambda first: first.count == 3)(attention.First(3))  # a number is known when it is traced
+    first = attention.First.of(jnp.array([[True, True, False], [True, False, False]]))
     np.testing.assert_array_equal(jax.jit(lambda first: first.mask(3))(first), [[1, 1, 0], [1, 0, 0]])
 
 
-@pytest.mark.skipif(primitives.compute_capability() < 8.0, reason="needs an NVIDIA GPU: cuDNN")
+@pytest.mark.skipif(attention.compute_capability() < 8.0, reason="needs an NVIDIA GPU: cuDNN")
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize(("queries", "keys"), [(197, 197), (30, 197), (1, 64), (197, 30), (30, 30), (1, 31)])
 def test_attention_by_cudnn(queries, keys, lengths):
     arguments = [normal(3, queries, 2, 64), normal(3, keys, 2, 64, seed=1), normal(3, keys, 2, 64, seed=2)]
-    assert primitives.fused_by_cudnn("bfloat16", keys, 64)
+    assert attention.fused_by_cudnn("bfloat16", keys, 64)
     plain = functools.partial(attend_first, attend=plain_attention)
-    assert_same(primitives.attend, plain, arguments, "bfloat16", [LENGTHS[lengths](keys)])
+    assert_same(attention.attend, plain, arguments, "bfloat16", [LENGTHS[lengths](keys)])
 
 
 def test_attention_keeps_the_smaller_of_weights_and_projections():
     def largest(keys):
         arguments = normal(3, 5, 2, 4), normal(3, keys, 2, 4), normal(3, keys, 2, 4)
-        _, pull = jax.vjp(primitives.attend, *arguments)
+        _, pull = jax.vjp(attention.attend, *arguments)
         return max(x.size for x in jax.tree.leaves(pull))
 
     assert largest(8) == 3 * 2 * 5 * 8  # the weights
@@ -126,7 +111,7 @@ def test_attention_keeps_the_smaller_of_weights_and_projections():
 
 def test_a_row_without_a_valid_key_attends_to_all_alike():
     query, key, value = normal(1, 2, 1, 4), normal(1, 3, 1, 4), normal(1, 3, 1, 4, seed=1)
-    out = primitives.attend(query, key, value, jnp.zeros((1, 3), bool))
+    out = attention.attend(query, key, value, jnp.zeros((1, 3), bool))
     np.testing.assert_allclose(out, jnp.broadcast_to(value.mean(1, keepdims=True), out.shape), atol=1e-6)
 
 
@@ -141,9 +126,9 @@ def test_few_queries_read_a_sequence_without_its_keys_and_values(padded):
     x = normal(3, length, width)
 
     def plain(params, x):
-        attention = nnx.merge(graphdef, params)
+        module = nnx.merge(graphdef, params)
         rows = jnp.take_along_axis(x, read[:, :, None], axis=1)
-        return attention(rows, *attention.project(x), valid)
+        return module(rows, *module.project(x), valid)
 
     own = lambda params, x: nnx.merge(graphdef, params).to_itself(x, valid, read)  # noqa: E731
     out, pull = jax.vjp(own, params, x)

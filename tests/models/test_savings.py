@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maskvlm_jax import sharding
-from maskvlm_jax.context import Context
-from maskvlm_jax.models import primitives
-from maskvlm_jax.models.cross import CrossStack, Memory
-from maskvlm_jax.models.layers import Block, take
+from maskvlm_jax.models import attention
+from maskvlm_jax.models.block import BlockSpec
+from maskvlm_jax.models.cross import CrossStack
+from maskvlm_jax.models.layers import take
 from maskvlm_jax.models.stack import Stack, layer_keys
 from maskvlm_jax.models.vlm import VLM
-from maskvlm_jax.pretrainer import CLEAN, Pretrainer
-from maskvlm_jax.train_step import split_model
+from maskvlm_jax.objectives.context import Context
+from maskvlm_jax.objectives.learner import CLEAN, Learner
+from maskvlm_jax.parallel import sharding
+from maskvlm_jax.training.train_step import split_model
 from tests.reference import toy
 
 BOTH = {name: frozenset({"clean", "masked"}) for name in ("image", "text")}
@@ -31,8 +32,8 @@ VALID_T = np.arange(T) < np.array([[2], [5], [4]])
 
 
 def cross_stack(depth: int, norm: str = "post", dropout: float = 0.0, **changes) -> CrossStack:
-    sizes = {"width": D, "depth": depth, "heads": toy.HEADS, "mlp_ratio": 2, "norm": norm, "dropout": dropout}
-    return toy.randomised(lambda: CrossStack(**sizes, **toy.shared(**changes), rngs=nnx.Rngs(0)))
+    spec = BlockSpec(D, toy.HEADS, mlp_ratio=2, norm=norm, dropout=dropout, **toy.shared(**changes))
+    return toy.randomised(lambda: CrossStack(spec, depth=depth, rngs=nnx.Rngs(0)))
 
 
 def sequences() -> tuple[np.ndarray, np.ndarray]:
@@ -68,8 +69,8 @@ def plain_stack(stack: CrossStack, x: jax.Array, context: jax.Array, valid_x=Non
     """Every block at every position, each projecting the memory for itself."""
     for index in range(stack.depth):
         block = stack.blocks.layer(index)
-        memory = Memory(*block.cross_attention.project(context), valid_context)
-        x = block.attend_memory(block.attend_self(x, valid_x), memory)
+        memory = block.cross_attention.project(context)
+        x = block.attend_memory(block.attend_self(x, valid_x), *memory, valid_context)
     return x if stack.norm is None else stack.norm(x)
 
 
@@ -94,14 +95,12 @@ def test_a_stack_read_at_some_positions_is_every_block_at_every_position(depth, 
 def stack_with_dropout(**changes) -> tuple[dict, dict]:
     x, _ = sequences()
 
-    def make(rngs):
-        return Block(D, heads=toy.HEADS, mlp_ratio=2, norm="pre", dropout=0.2, rngs=rngs)
-
     def run(stack):
         keys = layer_keys(jax.random.key(3), stack.depth)
         return {"all": stack.scan(lambda block, x, key: block(x, VALID_S, key), jnp.asarray(x), keys)}
 
-    stack = toy.randomised(lambda: Stack(make, 3, **changes, rngs=nnx.Rngs(0)))
+    spec = BlockSpec(D, toy.HEADS, mlp_ratio=2, dropout=0.2, **changes)
+    stack = toy.randomised(lambda: Stack(spec, 3, rngs=nnx.Rngs(0)))
     return values_and_gradients(stack, run, compiled=True)
 
 
@@ -127,8 +126,8 @@ def test_dropout_of_a_stack_differs_from_layer_to_layer_and_from_key_to_key():
 
 
 def test_clean_and_masked_views_in_one_call_are_two_calls():
-    pretrainer, batch = toy.pretrainer(), toy.batch()
-    together, apart = pretrainer.context(batch, views=BOTH), pretrainer.context(batch, views=CLEAN)
+    learner, batch = toy.learner(), toy.batch()
+    together, apart = learner.context(batch, views=BOTH), learner.context(batch, views=CLEAN)
     for view in ("clean", "masked"):
         np.testing.assert_allclose(together.image(view), apart.image(view), rtol=TOLERANCE, atol=TOLERANCE)
         np.testing.assert_allclose(together.text(view), apart.text(view), rtol=TOLERANCE, atol=TOLERANCE)
@@ -147,26 +146,26 @@ def plain_pairs(vlm: VLM, batch: dict, image_BSD: jax.Array, text_BLD: jax.Array
     return jax.lax.map(fuse, PAIRS)
 
 
-def saved(pretrainer: Pretrainer, batch: dict) -> dict[str, jax.Array]:
+def saved(learner: Learner, batch: dict) -> dict[str, jax.Array]:
     """What the objectives read, as they read it."""
-    ctx, objectives = pretrainer.context(batch, views=BOTH), pretrainer.objectives
-    pairs = ctx.fuse_pairs(*PAIRS)
+    ctx, objectives = learner.context(batch, views=BOTH), learner.objectives
+    pairs = toy.fuse_pairs(ctx, *PAIRS)
     words, pixels = objectives["masked_text"].predict(ctx)[0], objectives["masked_image"].predict(ctx)[0]
     return {"pairs": pairs, "words": words, "pixels": pixels}
 
 
-def plain(pretrainer: Pretrainer, batch: dict) -> dict[str, jax.Array]:
+def plain(learner: Learner, batch: dict) -> dict[str, jax.Array]:
     """The same: every view encoded alone, every position computed, then the masked ones picked."""
-    vlm, valid = pretrainer.vlm, batch["token_valid"]
+    vlm, valid = learner.vlm, batch["token_valid"]
     image, text = vlm.image_encoder(batch["image"]), vlm.text_encoder(batch["tokens"], valid)
     pairs = plain_pairs(vlm, batch, image, text)
 
-    masked_text = pretrainer.objectives["masked_text"]
+    masked_text = learner.objectives["masked_text"]
     words = plain_stack(vlm.fusion.text_stream, vlm.text_encoder(batch["tokens_masked"], valid), image, valid, None)
     embedding = vlm.text_encoder.embedding[...]
     words = words @ embedding.T + masked_text.bias[...] if masked_text.tie else masked_text.to_words(words)
 
-    masked_image = pretrainer.objectives["masked_image"]
+    masked_image = learner.objectives["masked_image"]
     fused = vlm.image_encoder(batch["image"], batch["image_masked"])
     for stack in (vlm.fusion.image_stream, masked_image.decoder):
         fused = plain_stack(stack, fused, text, None, valid)
@@ -174,7 +173,7 @@ def plain(pretrainer: Pretrainer, batch: dict) -> dict[str, jax.Array]:
     hidden = [x[1:][mask] for x, mask in zip(pixels, batch["image_masked"], strict=True)]
     return {
         "pairs": pairs,
-        "words": take(words, pretrainer.context(batch).masked_tokens.ids_BM),
+        "words": take(words, learner.context(batch).masked_tokens.ids_BM),
         "pixels": jnp.stack(hidden),
     }
 
@@ -182,14 +181,14 @@ def plain(pretrainer: Pretrainer, batch: dict) -> dict[str, jax.Array]:
 @pytest.fixture(scope="module")
 def shallow():
     """(saved, plain) of a model of cross depth 1 with tied words, each (arrays by name, gradients)."""
-    pretrainer, batch = toy.pretrainer(depth=1, objectives={"masked_text": {"tie": True}}), toy.batch()
-    return [values_and_gradients(pretrainer, partial(run, batch=batch), compiled=True) for run in (saved, plain)]
+    learner, batch = toy.learner(depth=1, objectives={"masked_text": {"tie": True}}), toy.batch()
+    return [values_and_gradients(learner, partial(run, batch=batch), compiled=True) for run in (saved, plain)]
 
 
 @pytest.fixture(scope="module")
 def deep():
     """(saved, plain) of a model of cross depth 2, arrays by name."""
-    graphdef, params = split_model(toy.pretrainer(depth=2))
+    graphdef, params = split_model(toy.learner(depth=2))
     runs = [lambda params, run=run: run(nnx.merge(graphdef, params), toy.batch()) for run in (saved, plain)]
     return [jax.jit(run).lower(params).compile(UNOPTIMISED)(params) for run in runs]
 
@@ -221,13 +220,13 @@ def test_sequences_of_even_length_and_layouts_for_a_gpu_change_no_number(shallow
     def stand_in(query_BSHK, key_BTHK, value_BTHK, valid):
         padded.append((query_BSHK.shape[1], key_BTHK.shape[1]))
         mask = None if valid is None else jnp.broadcast_to(valid.mask(key_BTHK.shape[1]), key_BTHK.shape[:2])
-        return primitives._attend(query_BSHK, key_BTHK, value_BTHK, mask)
+        return attention._attend(query_BSHK, key_BTHK, value_BTHK, mask)
 
-    monkeypatch.setattr(primitives, "fused_by_cudnn", lambda *_: True)
-    monkeypatch.setattr(primitives, "_attend_by_cudnn", stand_in)
+    monkeypatch.setattr(attention, "fused_by_cudnn", lambda *_: True)
+    monkeypatch.setattr(attention, "_attend_by_cudnn", stand_in)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    pretrainer = toy.pretrainer(depth=1, objectives={"masked_text": {"tie": True}})
-    values, gradients = values_and_gradients(pretrainer, partial(saved, batch=toy.batch()), compiled=True)
+    learner = toy.learner(depth=1, objectives={"masked_text": {"tie": True}})
+    values, gradients = values_and_gradients(learner, partial(saved, batch=toy.batch()), compiled=True)
     toy.assert_trees_close(values, shallow[0][0], TOLERANCE)
     toy.assert_trees_close(gradients, shallow[0][1], TOLERANCE)
     assert {keys for _, keys in padded} == {toy.LENGTH, 2 + toy.PATCHES}  # none of 1 + toy.PATCHES, which is odd
@@ -236,7 +235,7 @@ def test_sequences_of_even_length_and_layouts_for_a_gpu_change_no_number(shallow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_one_gpu_alone_is_told_a_layout(devices, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    stack = Stack(lambda rngs: nnx.Linear(4, 4, rngs=rngs), 2, rngs=nnx.Rngs(0))
+    stack = Stack(BlockSpec(width=4, heads=1), 2, rngs=nnx.Rngs(0))
     with jax.set_mesh(sharding.make_mesh(data=devices, fsdp=1, model=1, devices=jax.devices()[:devices])):
         traced = jax.make_jaxpr(lambda x: stack.scan(lambda block, x, _: block(x), x))(jnp.ones((8, 3, 4)))
     assert ("layout_constraint" in str(traced)) == (devices == 1)
@@ -246,14 +245,14 @@ def test_a_context_computes_every_memory_once(monkeypatch):
     calls = []
     project = CrossStack.project
     monkeypatch.setattr(CrossStack, "project", lambda self, *args: calls.append(self) or project(self, *args))
-    pretrainer = toy.pretrainer()
-    jax.eval_shape(lambda batch: pretrainer(batch, jax.random.key(0))[0], toy.batch())
-    vlm, decoder = pretrainer.vlm, pretrainer.objectives["masked_image"].decoder
+    learner = toy.learner()
+    jax.eval_shape(lambda batch: learner(batch, jax.random.key(0))[0], toy.batch())
+    vlm, decoder = learner.vlm, learner.objectives["masked_image"].decoder
     assert sorted(map(id, calls)) == sorted(map(id, (vlm.fusion.image_stream, vlm.fusion.text_stream, decoder)))
 
 
 def test_a_context_without_declared_views_still_encodes_what_is_asked_for():
-    pretrainer, batch = toy.pretrainer(), toy.batch()
-    ctx = Context(pretrainer.vlm, batch, masked_patches=toy.MASKED_PATCHES, text_ratio=toy.TEXT_RATIO, views={})
+    learner, batch = toy.learner(), toy.batch()
+    ctx = Context(learner.vlm, batch, masked_patch_count=toy.MASKED_PATCHES, text_ratio=toy.TEXT_RATIO, views={})
     assert ctx.image("masked").shape == (4, 1 + toy.PATCHES, toy.WIDTH)
     assert ctx.text("masked").shape == (4, toy.LENGTH, toy.WIDTH)

@@ -1,5 +1,6 @@
 """Layers and encoders give torch's outputs and gradients, from torch's weights (`reference/make_golden.py`)."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -8,15 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maskvlm_jax.models.cross import CrossBlock, Memory
-from maskvlm_jax.models.layers import Attention, Block
+from maskvlm_jax.models.block import BlockSpec
+from maskvlm_jax.models.blocks.dense import Block, CrossBlock
+from maskvlm_jax.models.layers import Attention
 from maskvlm_jax.models.text import TextEncoder
 from maskvlm_jax.models.vision import ImageEncoder
-from maskvlm_jax.train_step import split_model
+from maskvlm_jax.training.train_step import split_model
 from tests.reference import golden, toy
 
-WIDTH = {"width": 16, "heads": 2}
-PLAIN = {"mlp_ratio": 4, "dropout": 0.0, "init_std": 0.02, "dtype": "float32"}
+SPEC = BlockSpec(width=16, heads=2)
+VIT = dataclasses.replace(SPEC, eps=1e-6)
 
 
 def attention() -> tuple[Callable[[], nnx.Module], Callable]:
@@ -27,25 +29,25 @@ def attention() -> tuple[Callable[[], nnx.Module], Callable]:
 
 
 def block(norm: str) -> tuple[Callable[[], nnx.Module], Callable]:
-    eps = 1e-6 if norm == "pre" else 1e-5
-    return lambda: Block(**WIDTH, **PLAIN, norm=norm, eps=eps, rngs=nnx.Rngs(0)), lambda m, x, valid: m(x, valid)
+    spec = VIT if norm == "pre" else dataclasses.replace(SPEC, norm=norm)
+    return lambda: Block(spec, rngs=nnx.Rngs(0)), lambda m, x, valid: m(x, valid)
 
 
 def cross_block(norm: str) -> tuple[Callable[[], nnx.Module], Callable]:
     def run(m, x, context, valid, context_valid):
-        return m.attend_memory(m.attend_self(x, valid), Memory(*m.cross_attention.project(context), context_valid))
+        return m.attend_memory(m.attend_self(x, valid), *m.cross_attention.project(context), context_valid)
 
-    return lambda: CrossBlock(**WIDTH, **PLAIN, norm=norm, rngs=nnx.Rngs(0)), run
+    return lambda: CrossBlock(dataclasses.replace(SPEC, norm=norm), rngs=nnx.Rngs(0)), run
 
 
 def image_encoder() -> tuple[Callable[[], nnx.Module], Callable]:
-    sizes = {"image_size": 8, "patch": 4, "depth": 2, "remat": "none", "unroll": False}
-    return lambda: ImageEncoder(**sizes, **WIDTH, **PLAIN, rngs=nnx.Rngs(0)), lambda m, image, masked: m(image, masked)
+    sizes = {"image_size": 8, "patch": 4, "depth": 2}
+    return lambda: ImageEncoder(VIT, **sizes, rngs=nnx.Rngs(0)), lambda m, image, masked: m(image, masked)
 
 
 def text_encoder() -> tuple[Callable[[], nnx.Module], Callable]:
-    sizes = {"vocab_size": 11, "max_length": 7, "depth": 2, "norm": "post", "remat": "none", "unroll": False}
-    return lambda: TextEncoder(**sizes, **WIDTH, **PLAIN, rngs=nnx.Rngs(0)), lambda m, tokens, valid: m(tokens, valid)
+    spec, sizes = dataclasses.replace(SPEC, norm="post"), {"vocab_size": 11, "max_length": 7, "depth": 2}
+    return lambda: TextEncoder(spec, **sizes, rngs=nnx.Rngs(0)), lambda m, tokens, valid: m(tokens, valid)
 
 
 BUILDERS = {

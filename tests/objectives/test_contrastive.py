@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maskvlm_jax import config as configs
-from maskvlm_jax.context import Context
 from maskvlm_jax.models.vlm import TEMPERATURE_RANGE, VLM
+from maskvlm_jax.objectives.context import Context
 from maskvlm_jax.objectives.contrastive import contrastive_loss
-from maskvlm_jax.train_step import split_model
+from maskvlm_jax.training import build
+from maskvlm_jax.training.train_step import split_model
 from tests.conftest import toy_config
 from tests.reference import numpy_losses, toy
 
@@ -41,7 +41,7 @@ def test_loss_is_the_naive_sum_of_both_directions(name):
 @pytest.mark.parametrize("name", PAIRS)
 def test_same_pairs_are_found_by_picture_and_by_caption(name):
     ids = np.array(PAIRS[name], np.int32)
-    ctx = Context(None, {"pair_id": jnp.asarray(ids)}, masked_patches=1, text_ratio=0.5, views={})
+    ctx = Context(None, {"pair_id": jnp.asarray(ids)}, masked_patch_count=1, text_ratio=0.5, views={})
     np.testing.assert_array_equal(ctx.same_pair_BB, numpy_losses.same_pair(ids))
 
 
@@ -79,7 +79,7 @@ def vlm_with(vlm: VLM, temperature: jax.Array) -> VLM:
 @pytest.mark.parametrize("scale", ["log", "linear"])
 @pytest.mark.parametrize("end", [0, 1])
 def test_a_temperature_that_left_its_range_is_put_back_and_keeps_its_gradient(scale, end):
-    vlm = toy.pretrainer(more={"temperature_scale": scale}).vlm
+    vlm = toy.learner(more={"temperature_scale": scale}).vlm
     beyond = TEMPERATURE_RANGE[end] * (0.5, 2.0)[end]
     vlm.temperature[...] = jnp.float32(np.log(beyond) if scale == "log" else beyond)
     vlm.constrain()
@@ -91,15 +91,15 @@ def test_a_temperature_that_left_its_range_is_put_back_and_keeps_its_gradient(sc
 
 @pytest.mark.parametrize("scale", ["log", "linear"])
 def test_the_temperature_starts_where_the_config_says(scale):
-    arguments = configs.model_arguments(toy_config(model__temperature_scale=scale))["model"]
+    arguments = build.model_arguments(toy_config(model__temperature_scale=scale))["model"]
     start = jax.jit(lambda: VLM(**arguments, rngs=nnx.Rngs(0)).current_temperature())
     np.testing.assert_allclose(start(), 0.07, rtol=1e-5)
 
 
 def test_similarity_is_the_cosine_over_the_temperature():
-    pretrainer, batch = toy.pretrainer(), toy.batch()
-    ctx = pretrainer.context(batch)
-    vlm = pretrainer.vlm
+    learner, batch = toy.learner(), toy.batch()
+    ctx = learner.context(batch)
+    vlm = learner.vlm
     image = np.asarray(vlm.image_projection(ctx.image("clean")[:, 0]), np.float64)
     text = np.asarray(vlm.text_projection(ctx.text("clean")[:, 0]), np.float64)
     for i, t in np.ndindex(4, 4):

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskvlm_jax import queue
-from maskvlm_jax.context import Context
 from maskvlm_jax.models.vlm import normalize
-from maskvlm_jax.objectives import distilled_masked_text, masked_text, momentum_contrastive
+from maskvlm_jax.objectives import distilled_masked_text, feature_queue, masked_text, momentum_contrastive
+from maskvlm_jax.objectives.context import Context
 from maskvlm_jax.objectives.distilled_masked_text import distillation_loss
 from maskvlm_jax.objectives.masked_feature import masked_feature_loss
 from maskvlm_jax.objectives.masked_representation import masked_representation_loss
 from maskvlm_jax.objectives.momentum_contrastive import distilled_cross_entropy
 from maskvlm_jax.objectives.reconstruction import reconstruction_loss
+from tests.objectives.means import mean, mean_of
 from tests.reference import numpy_losses
 
 VALID = {
@@ -41,9 +41,9 @@ def pair(valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_mean_loss_is_the_naive_mean_over_what_counts(name, mask):
     loss, oracle = LOSSES[name]
     pred, target = pair(VALID[mask])
-    loss_B = loss(pred, target, VALID[mask])
-    assert loss_B.shape == VALID[mask].shape[:1]
-    np.testing.assert_allclose(jnp.mean(loss_B), oracle(pred, target, VALID[mask]), rtol=1e-5)
+    value = loss(pred, target)
+    assert value.shape == VALID[mask].shape
+    np.testing.assert_allclose(mean(value, VALID[mask]), oracle(pred, target, VALID[mask]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("width", [128, 768])
@@ -51,7 +51,7 @@ def test_unrelated_features_are_as_far_apart_at_every_width(width):
     # sum |x| / sqrt(D) of a difference of unit vectors, whose entries are normal with variance 2 / D: 2 / sqrt(pi).
     vectors = np.random.default_rng(0).normal(size=(2, 20, 10, width))
     pred, target = numpy_losses.unit(vectors).astype(np.float32)
-    loss = jnp.mean(masked_feature_loss(pred, target, np.ones((20, 10), bool)))
+    loss = jnp.mean(masked_feature_loss(pred, target))
     np.testing.assert_allclose(loss, 2 / np.pi**0.5, rtol=0.02)
 
 
@@ -60,7 +60,7 @@ def test_unrelated_features_are_as_far_apart_at_every_width(width):
 def test_gradient_is_finite_and_only_where_it_counts(name, mask):
     loss, _ = LOSSES[name]
     pred, target = pair(VALID[mask])
-    grad = np.asarray(jax.grad(lambda p: loss(p, target, VALID[mask]).mean())(pred))
+    grad = np.asarray(jax.grad(lambda p: mean(loss(p, target), VALID[mask]))(pred))
     assert np.all(np.isfinite(grad))
     np.testing.assert_array_equal(np.any(grad, axis=-1), VALID[mask])
 
@@ -91,10 +91,10 @@ def test_distilled_cross_entropy_is_the_naive_one(alpha, excluded):
 
 
 def test_a_queue_holds_the_newest_pairs_newest_first():
-    kept = queue.make_queue(5, 2)
+    kept = feature_queue.make_queue(5, 2)
     for step in range(3):
         features = np.full((2, 2), step, np.float32)
-        kept = queue.push(kept, features, features + 10, np.full((2, 2), step, np.int32))
+        kept = feature_queue.push(kept, features, features + 10, np.full((2, 2), step, np.int32))
         assert int(kept.valid_Q.sum()) == min(5, 2 * (step + 1))
     assert kept.image_QE[:, 0].tolist() == [2, 2, 1, 1, 0]
     assert kept.text_QE[:, 0].tolist() == [12, 12, 11, 11, 10]
@@ -102,7 +102,9 @@ def test_a_queue_holds_the_newest_pairs_newest_first():
 
 
 def test_a_batch_larger_than_the_queue_fills_it():
-    kept = queue.push(queue.make_queue(3, 1), *[np.arange(5.0)[:, None]] * 2, np.zeros((5, 2), np.int32))
+    kept = feature_queue.push(
+        feature_queue.make_queue(3, 1), *[np.arange(5.0)[:, None]] * 2, np.zeros((5, 2), np.int32)
+    )
     assert kept.image_QE[:, 0].tolist() == [0, 1, 2]
     assert bool(kept.valid_Q.all())
 
@@ -126,7 +128,7 @@ def test_the_weight_of_soft_targets_rises_over_its_share_of_the_run(progress, al
         numpy_losses.distilled_cross_entropy(mine @ other.T / 0.1, its @ other.T / 0.1, none, alpha)
         for mine, its, other in ((own[0], teacher[0], teacher[1]), (own[1], teacher[1], teacher[0]))
     ]
-    np.testing.assert_allclose(objective(ctx, None)[0], np.mean(expected, axis=0), rtol=1e-4)
+    np.testing.assert_allclose(objective(ctx, None)[0].value, np.mean(expected, axis=0), rtol=1e-4)
 
 
 @pytest.mark.parametrize(("progress", "alpha"), [(0.0, 0.0), (0.25, 0.2), (1.0, 0.4)])
@@ -139,11 +141,10 @@ def test_so_does_that_of_the_teacher_s_words(progress, alpha, monkeypatch):
     ctx = SimpleNamespace(
         ramp=lambda start, stop: Context.ramp(SimpleNamespace(progress=progress), start, stop),
         batch={"tokens": target},
-        per_example=lambda name: None,
         teacher=None,
-        twin=lambda own: SimpleNamespace(predict=lambda ctx: (teacher, positions)),
+        teacher_head=lambda own: SimpleNamespace(predict=lambda ctx: (teacher, positions)),
     )
-    loss_B, _ = distilled_masked_text.Objective.__call__(objective, ctx, None)
+    terms, _ = distilled_masked_text.Objective.__call__(objective, ctx, None)
     hard = numpy_losses.masked_token_cross_entropy(logits, target, valid)
     soft = numpy_losses.soft_cross_entropy(logits, teacher, valid)
-    np.testing.assert_allclose(jnp.mean(loss_B), (1 - alpha) * hard + alpha * soft, rtol=1e-5)
+    np.testing.assert_allclose(mean_of(terms), (1 - alpha) * hard + alpha * soft, rtol=1e-5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from maskvlm_jax.objectives.masked_image import masked_patch_target, masked_pixel_loss
+from tests.objectives.means import mean
 from tests.reference import numpy_losses
 
 
@@ -28,18 +29,18 @@ VALID = {
 def test_mean_loss_is_the_naive_mean_over_masked_pixels(name, dtype, norm, power):
     pred, target = inputs(VALID[name])
     pred = jnp.asarray(pred, dtype)
-    loss_B = masked_pixel_loss(pred, target, VALID[name], norm=norm)
-    assert loss_B.dtype == jnp.float32
-    assert loss_B.shape == VALID[name].shape[:1]
+    value = masked_pixel_loss(pred, target, norm=norm)
+    assert value.dtype == jnp.float32
+    assert value.shape == VALID[name].shape
     expected = numpy_losses.masked_pixel_error(np.asarray(pred, np.float32), target, VALID[name], power)
-    np.testing.assert_allclose(jnp.mean(loss_B), expected, rtol=1e-5)
+    np.testing.assert_allclose(mean(value, VALID[name]), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", VALID)
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_gradient_is_finite_and_only_at_masked_patches(name, norm):
     pred, target = inputs(VALID[name])
-    grad = np.asarray(jax.grad(lambda p: masked_pixel_loss(p, target, VALID[name], norm=norm).mean())(pred))
+    grad = np.asarray(jax.grad(lambda p: mean(masked_pixel_loss(p, target, norm=norm), VALID[name]))(pred))
     assert np.all(np.isfinite(grad))
     np.testing.assert_array_equal(np.any(grad, axis=-1), VALID[name])
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from maskvlm_jax.objectives.masked_text import masked_token_loss
+from tests.objectives.means import mean
 from tests.reference import numpy_losses
 
 VALID = {
@@ -27,16 +28,16 @@ def inputs(valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_mean_loss_is_the_naive_mean_over_masked_tokens(name, dtype):
     logits, target = inputs(VALID[name])
     logits = jnp.asarray(logits, dtype)
-    loss_B = masked_token_loss(logits, target, VALID[name])
-    assert loss_B.dtype == jnp.float32
+    value = masked_token_loss(logits, target)
+    assert value.dtype == jnp.float32
     expected = numpy_losses.masked_token_cross_entropy(np.asarray(logits, np.float32), target, VALID[name])
-    np.testing.assert_allclose(jnp.mean(loss_B), expected, rtol=1e-5)
+    np.testing.assert_allclose(mean(value, VALID[name]), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", VALID)
 def test_gradient_is_finite_and_only_at_masked_tokens(name):
     logits, target = inputs(VALID[name])
-    grad = np.asarray(jax.grad(lambda x: masked_token_loss(x, target, VALID[name]).mean())(logits))
+    grad = np.asarray(jax.grad(lambda x: mean(masked_token_loss(x, target), VALID[name]))(logits))
     assert np.all(np.isfinite(grad))
     np.testing.assert_array_equal(np.any(grad, axis=-1), VALID[name])
 
@@ -46,5 +47,5 @@ def test_loss_is_finite_at_extreme_logits(scale):
     logits = np.full((1, 1, 3), 0.0, np.float32)
     logits[..., 1] = scale
     target, valid = np.zeros((1, 1), np.int32), np.ones((1, 1), bool)
-    loss = float(masked_token_loss(logits, target, valid).mean())
+    loss = float(mean(masked_token_loss(logits, target), valid))
     np.testing.assert_allclose(loss, numpy_losses.masked_token_cross_entropy(logits, target, valid), rtol=1e-6)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maskvlm_jax.context import Context
 from maskvlm_jax.objectives import matching
-from maskvlm_jax.train_step import split_model
+from maskvlm_jax.objectives.context import Context
+from maskvlm_jax.training.train_step import split_model
+from tests.objectives.means import mean, mean_of
 from tests.reference import numpy_losses, toy
 
 DRAWS = 20_000
@@ -40,10 +41,10 @@ def draws():
 def test_mean_loss_is_the_naive_mean_over_valid_pairs(valid, dtype):
     logits = jnp.asarray(3 * np.random.default_rng(0).normal(size=(*valid.shape, 2)), dtype)
     matched = np.broadcast_to([True, False, False], valid.shape)
-    loss_B = matching.matching_loss(logits, matched, valid)
-    assert loss_B.dtype == jnp.float32
+    value = matching.matching_loss(logits, matched)
+    assert value.dtype == jnp.float32
     expected = numpy_losses.matching(np.asarray(logits, np.float32), valid)
-    np.testing.assert_allclose(jnp.mean(loss_B), expected, rtol=1e-5)
+    np.testing.assert_allclose(mean(value, valid), expected, rtol=1e-5)
 
 
 def test_a_hard_negative_never_shares_picture_or_caption(draws):
@@ -109,13 +110,13 @@ def test_local_negatives_are_of_the_same_share_and_its_only_example_has_none(mon
 
     def draw(key):
         ctx = FakeContext(np.zeros((6, 6), np.float32), same)
-        loss_B, _ = module(ctx, key)
-        return *ctx.pairs, loss_B
+        terms, _ = module(ctx, key)
+        return *ctx.pairs, mean_of(terms)
 
-    images, texts, loss_B = jax.vmap(draw)(jax.random.split(jax.random.key(0), 50))
+    images, texts, losses = jax.vmap(draw)(jax.random.split(jax.random.key(0), 50))
     share = lambda ids: np.asarray(ids).reshape(50, 6, 3) // 2  # noqa: E731
     np.testing.assert_array_equal(share(images)[:, :4], share(texts)[:, :4])
-    assert np.all(np.isfinite(loss_B))
+    assert np.all(np.isfinite(losses))
 
 
 def test_an_example_is_itself_then_a_wrong_picture_then_a_wrong_caption():
@@ -133,13 +134,13 @@ def test_an_example_is_itself_then_a_wrong_picture_then_a_wrong_caption():
 def test_loss_labels_the_pair_itself_matched_and_leaves_out_examples_without_a_negative(ids):
     same, module = numpy_losses.same_pair(ids), objective()
     ctx = FakeContext(similarity(len(ids)), same)
-    loss_B, _ = module(ctx, jax.random.key(0))
+    terms, _ = module(ctx, jax.random.key(0))
     pairs = np.asarray(ctx.table[ctx.pairs])
     kernel, bias = np.asarray(module.to_match.kernel[...]), np.asarray(module.to_match.bias[...])
     logits = (pairs @ kernel + bias).reshape(len(ids), 3, 2)
     has_negative = ~np.all(same, axis=1)
     valid = np.stack([np.ones(len(ids), bool), has_negative, has_negative], axis=1)
-    np.testing.assert_allclose(jnp.mean(loss_B), numpy_losses.matching(logits, valid), rtol=1e-5)
+    np.testing.assert_allclose(mean_of(terms), numpy_losses.matching(logits, valid), rtol=1e-5)
 
 
 def test_wrong_pictures_and_wrong_captions_are_drawn_by_the_softmax_and_independently():
@@ -214,9 +215,8 @@ def test_what_training_never_moves_moves_no_score():
     module, pairs = objective(), np.random.default_rng(3).normal(size=(6, toy.WIDTH)).astype(np.float32)
     scores = np.asarray(module.log_odds(pairs))
     graphdef, params = split_model(module)
-    grads = jax.grad(lambda p: nnx.merge(graphdef, p)(FakeContext(similarity(), np.eye(5, dtype=bool)), KEY)[0].sum())(
-        params
-    )["to_match"]
+    ctx = FakeContext(similarity(), np.eye(5, dtype=bool))
+    grads = jax.grad(lambda p: mean_of(nnx.merge(graphdef, p)(ctx, KEY)[0]))(params)["to_match"]
     np.testing.assert_allclose(grads["kernel"].sum(axis=1), 0.0, atol=1e-5)
     np.testing.assert_allclose(grads["bias"].sum(), 0.0, atol=1e-5)
     untrained = np.random.default_rng(4).normal(size=(toy.WIDTH, 1)).astype(np.float32)
@@ -231,8 +231,8 @@ def test_a_new_head_says_nothing():
     module = matching.Objective(vlm, shared=toy.shared(), rngs=nnx.Rngs(0))
     pairs = np.random.default_rng(3).normal(size=(6, toy.WIDTH))
     np.testing.assert_array_equal(module.log_odds(pairs), 0.0)
-    loss_B, metrics = module(FakeContext(similarity(), np.eye(5, dtype=bool)), KEY)
-    np.testing.assert_allclose(jnp.mean(loss_B), np.log(2), rtol=1e-6)
+    terms, metrics = module(FakeContext(similarity(), np.eye(5, dtype=bool)), KEY)
+    np.testing.assert_allclose(mean_of(terms), np.log(2), rtol=1e-6)
     assert (metrics["accuracy_matched"], metrics["accuracy_unmatched"]) == (0.0, 1.0)
 
 
@@ -248,7 +248,7 @@ def test_accuracies_by_class_are_shares_of_the_valid_pairs_of_a_class():
 
 def test_no_gradient_flows_through_the_choice_of_negatives():
     module, same = objective(), np.eye(5, dtype=bool)
-    grad = jax.grad(lambda s: module(FakeContext(s, same), jax.random.key(0))[0].sum())(similarity())
+    grad = jax.grad(lambda s: mean_of(module(FakeContext(s, same), jax.random.key(0))[0]))(similarity())
     np.testing.assert_array_equal(grad, 0.0)
 
 
@@ -258,7 +258,7 @@ def test_without_a_negative_the_loss_is_that_of_the_pairs_themselves_and_its_gra
 
     def loss(params):
         ctx = FakeContext(similarity(len(ids)), numpy_losses.same_pair(ids))
-        return nnx.merge(graphdef, params)(ctx, jax.random.key(0))[0].mean()
+        return mean_of(nnx.merge(graphdef, params)(ctx, jax.random.key(0))[0])
 
     value, grads = jax.value_and_grad(loss)(params)
     assert value > 0.0

@@ -1,0 +1,61 @@
+"""Command lines, each in a process of its own that has the imports already: for what ends before anything is trained.
+
+    python tests/forks.py
+
+reads one JSON list of arguments a line, prints one JSON object: exit status, output and errors.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_alone(work: Callable[[], int], out: Path, errors: Path, seconds: int) -> int:
+    """Runs `work` in a fork with its output in files; returns its status, 124 where it took too long."""
+    child = os.fork()
+    if child == 0:
+        try:
+            for number, path in ((1, out), (2, errors)):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            signal.alarm(seconds)
+            status = work()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    _, status = os.waitpid(child, 0)
+    status = os.waitstatus_to_exitcode(status)
+    return 124 if status == -signal.SIGALRM else status
+
+
+def serve() -> None:
+    """Runs the command lines of standard input."""
+    from maskvlm_jax import main
+    from maskvlm_jax.training import ablation, loop, scoring  # noqa: F401  imported here, once
+
+    os.chdir(ROOT)
+    with tempfile.TemporaryDirectory() as folder:
+        out, errors = Path(folder) / "out", Path(folder) / "errors"
+        for line in sys.stdin:
+            sys.argv = argv = ["maskvlm_jax/main.py", *json.loads(line)]
+            status = run_alone(lambda argv=argv: main.main(argv), out, errors, 300)
+            print(json.dumps([status, *(path.read_text(errors="replace") for path in (out, errors))]), flush=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    serve()

@@ -1,0 +1,69 @@
+"""What the contrastive space reads of a sequence, against means that are taken one by one."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from maskvlm_jax.models.pooling import pool
+from maskvlm_jax.objectives.learner import Learner
+from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.settings import rules
+from maskvlm_jax.training.build import model_arguments
+from tests.conftest import toy_config
+from tests.models.test_joint import SIZES, batch_for
+from tests.reference import toy
+from tests.training.steps import mesh_of, one_device, share_apart, train
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(3, 6, 4)).astype(np.float32)
+VALID = np.arange(6) < np.array([6, 3, 4])[:, None]
+
+
+def test_the_mean_is_of_valid_positions_alone():
+    expected = np.stack([x[valid].mean(axis=0) for x, valid in zip(X, VALID, strict=True)])
+    np.testing.assert_allclose(pool(X, "mean", valid_BS=VALID), expected, rtol=1e-5)
+    np.testing.assert_allclose(pool(X, "mean", before=2), X[:, 2:].mean(axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(pool(X, "first"), X[:, 0])
+    np.testing.assert_allclose(
+        pool(X, "both", before=1), np.concatenate([X[:, 0], X[:, 1:].mean(axis=1)], 1), rtol=1e-5
+    )
+    assert pool(jnp.asarray(X, jnp.bfloat16), "both").dtype == jnp.float32
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("image", "text"), [("both", "mean"), ("mean", "both"), ("first", "first")])
+def test_embeddings_are_projections_of_what_is_pooled(image, text, layers):
+    pooling = {
+        f"model__pooling__{name}": value for name, value in (("image", image), ("text", text), ("layers", layers))
+    }
+    config = toy_config(**SIZES, **pooling, model__image__registers=2)
+    rules.check(config)
+    learner = toy.randomised(lambda: Learner(**model_arguments(config), rngs=nnx.Rngs(0)))
+    batch = batch_for(learner)
+    ctx = learner.context(batch)
+    sequences = {"image": np.asarray(ctx.image("clean")), "text": np.asarray(ctx.text("clean"))}
+    for modality, found in (("image", ctx.image_embedding_BE), ("text", ctx.text_embedding_BE)):
+        kind, rows = pooling[f"model__pooling__{modality}"], []
+        for i, row in enumerate(sequences[modality]):
+            rest = row[3:] if modality == "image" else row[batch["token_valid"][i]]
+            rows.append({"first": row[0], "mean": rest.mean(0), "both": np.concatenate([row[0], rest.mean(0)])}[kind])
+        head = getattr(learner.vlm, f"{modality}_projection")
+        rows = np.asarray(head(jnp.asarray(np.stack(rows))))
+        np.testing.assert_allclose(found, rows / np.linalg.norm(rows, axis=1, keepdims=True), rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_it_trains_alike_on_one_device_and_on_several():
+    values = {"model__pooling__image": "both", "model__pooling__text": "mean", "model__pooling__layers": 2}
+    config = toy_config("recipe=clip", **values)
+    (one, lines), (several, other) = (train(config, mesh, 3) for mesh in (one_device(), mesh_of(2, 2, 2)))
+    assert share_apart(one.params, several.params) < 0.02
+    np.testing.assert_allclose([line["loss"] for line in lines], [line["loss"] for line in other], rtol=1e-4)
+
+
+def test_values_that_are_not_there_are_refused():
+    with pytest.raises(UserError, match=r"model\.pooling\.text is 'max'; choose among first, mean, both"):
+        rules.check(toy_config(model__pooling__text="max"))
+    with pytest.raises(UserError, match=r"model\.pooling\.layers is 3; give 1 to 2"):
+        rules.check(toy_config(model__pooling__layers=3))

@@ -1,0 +1,76 @@
+"""A workdir belongs to one run: what is refused, what is locked, and what may be claimed anew."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.settings import workdir as workdirs
+from maskvlm_jax.training import checkpoint
+from tests.conftest import ROOT, toy_config, toy_flags
+
+
+@pytest.mark.parametrize("name", ["run [1]", "a]b", "back\\slash"])
+def test_a_workdir_whose_checkpoints_could_not_be_found_is_refused_before_anything_is_made(name, tmp_path, refusal):
+    with pytest.raises(UserError, match="no checkpoint can be found in a folder with"):
+        workdirs.check_path(tmp_path / name / "inner")
+    process = refusal("--config=configs/pretrain.py", *toy_flags(), f"--workdir={tmp_path / name}")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["what?", "star*", "a {b,c}", "ünï", "with space"])
+def test_in_any_other_folder_what_was_saved_is_found(name, tmp_path):
+    workdirs.check_path(tmp_path / name)
+    saved = checkpoint.Checkpoints(tmp_path / name)
+    saved._checkpointer.save_checkpointables(3, {"progress": {"a": 1}})
+    assert saved.steps == [3] and checkpoint.Checkpoints(tmp_path / name, writable=False).steps == [3]
+
+
+def test_a_second_run_is_refused_in_one_line_and_the_lock_dies_with_its_process(tmp_path, cli):
+    command = [sys.executable, "-m", "tests.settings.lock_holder", tmp_path]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "locked\n"
+        before = sorted(path.name for path in tmp_path.iterdir())
+        process = cli("--config=configs/pretrain.py", *toy_flags(), f"--workdir={tmp_path}")
+        assert process.returncode == 2 and process.stderr.count("\n") == 1
+        assert f"process {first.pid}" in process.stderr and "--workdir" in process.stderr
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+        first.send_signal(signal.SIGKILL)
+    with workdirs.locked(tmp_path):
+        pass
+
+
+def test_a_workdir_in_which_nothing_was_saved_takes_a_new_config(tmp_path):
+    workdir, config = tmp_path / "run", toy_config()
+    workdirs.claim(workdir, config, alone=True)
+    (workdir / "tokenizer").mkdir()
+    config.optim.lr = 1e-5
+    with pytest.raises(UserError, match="belongs to a run"):  # where another may be, which has not saved yet
+        workdirs.claim(workdir, config, alone=False)
+    workdirs.claim(workdir, config, alone=True)
+    assert workdirs.upgrade.read(workdir / "config.json")["optim"]["lr"] == 1e-5
+    assert not (workdir / "tokenizer").exists()
+    (workdir / "tokenizer").mkdir()
+    config.data.root = "elsewhere"  # a free key, but other captions
+    workdirs.claim(workdir, config, alone=True)
+    assert not (workdir / "tokenizer").exists()
+    (workdir / "checkpoints" / "20.damaged").mkdir(parents=True)  # something was trained here
+    config.optim.lr = 1e-4
+    with pytest.raises(UserError, match="belongs to a run with other values of optim"):
+        workdirs.claim(workdir, config, alone=True)
+
+
+def test_a_run_is_no_place_for_the_result_of_an_evaluation(finished_run, refusal):
+    before = (finished_run[0] / "result.json").read_bytes()
+    process = refusal("--config=configs/evaluate.py", f"--config.checkpoint={finished_run[0]}", "-w", finished_run[0])
+    assert process.returncode == 2 and "is the workdir of a run" in process.stderr
+    assert (finished_run[0] / "result.json").read_bytes() == before
+
+
+def test_the_flag_of_an_empty_block_is_the_blocks():
+    there = {"data": {"splits": {}, "root": "x"}}
+    keys = workdirs.differing_keys(there, {"data": {"splits": {"train": "a", "val": "b"}, "root": "x"}})
+    assert workdirs.as_flags(keys, there) == "'--config.data.splits={}'"
