@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.runtime.errors import UserError
 
 TURN = "MASKVLM_TURN"
 

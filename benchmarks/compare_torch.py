@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.command import finish
 from benchmarks.shapes import SHAPES
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.runtime.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent
 OURS, TORCH = "ours", "torch"
@@ -70,9 +70,11 @@ def measure(command: list[str], rate_key: str, environment: dict[str, str]) -> M
         others = (busy_seconds() - busy - usage.ru_utime - usage.ru_stime) / seconds
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0), errors.seek(0)
-        lines, told = out.read().splitlines(), errors.read().strip().splitlines()
+        lines, complaints = out.read().splitlines(), errors.read().strip().splitlines()
     if process.returncode:
-        raise UserError(f"{shlex.join(command)} ended with {process.returncode}: {told[-1] if told else ''}")
+        raise UserError(
+            f"{shlex.join(command)} ended with {process.returncode}: {complaints[-1] if complaints else ''}"
+        )
     try:
         printed = json.loads(lines[-1])
         rate = float(printed[rate_key])

@@ -29,10 +29,13 @@ from ml_collections import ConfigDict
 
 from benchmarks.command import finish
 from benchmarks.train_step import add_model_flags, chosen_config, set_values
-from maskvlm_jax import config as configs
-from maskvlm_jax import flops, host, sharding, train
-from maskvlm_jax.errors import UserError
-from maskvlm_jax.models import primitives
+from maskvlm_jax.models import attention
+from maskvlm_jax.parallel import sharding
+from maskvlm_jax.planning import flops
+from maskvlm_jax.runtime import host
+from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.settings import rules as configs
+from maskvlm_jax.training import build
 
 # The card as XLA describes it, its rates by NVIDIA's datasheet but for the clock.
 H100 = """
@@ -85,12 +88,12 @@ def compile_step(config: ConfigDict) -> tuple[Any, float]:
     mesh = jax.sharding.Mesh(np.array(devices).reshape(like.devices.shape), like.axis_names, axis_types=like.axis_types)
     # What JAX asks of a GPU that is there: the backend's name, the card's generation and cuDNN's release.
     jax.default_backend = lambda: "gpu"
-    primitives.compute_capability = lambda: 9.0
+    attention.compute_capability = lambda: 9.0
     cudnn.check_compute_capability, cudnn.check_cudnn_version = lambda _: True, lambda: 91300
     cudnn.is_cuda_compute_capability_equal = lambda _: False
     with jax.set_mesh(mesh):
-        built = train.build(config, mesh)
-        lowered = built.step.lower(*train.described(config, built, mesh))
+        built = build.build(config, mesh)
+        lowered = built.step.lower(*build.described(config, built, mesh))
         start = time.perf_counter()
         return lowered.compile(), time.perf_counter() - start
 

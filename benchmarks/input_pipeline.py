@@ -13,7 +13,6 @@ own, which other jobs on the machine do not lengthen: that gives the rate of one
 
 import argparse
 import contextlib
-import csv
 import json
 import statistics
 import subprocess
@@ -28,21 +27,21 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cv2
 import numpy as np
-import simplejpeg
 from ml_collections import ConfigDict
 
 from benchmarks.command import finish
-from configs import common, pretrain
-from maskvlm_jax import host, train
-from maskvlm_jax.data import masking, pipeline, transforms
+from benchmarks.photographs import write_photographs
+from configs import common, data_sets, pretrain
+from maskvlm_jax.data import decoding, examples, masking, training_stream, transforms
 from maskvlm_jax.data import tokenizer as tokenizers
-from maskvlm_jax.data.sources import Source, open_source
+from maskvlm_jax.data.sources.base import Source
+from maskvlm_jax.data.sources.opening import open_source
+from maskvlm_jax.data.sources.training_set import Limited
 from maskvlm_jax.data.tokenizer import Tokenizer
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.runtime import host
+from maskvlm_jax.runtime.errors import UserError
 
-JPEG_QUALITY = 90
 BATCHES = 32  # at least, in which a stream delivers the pictures
 ENDLESS = 1_000_000_000  # batches; the stream is closed before
 
@@ -94,13 +93,13 @@ def time_stages(config: ConfigDict, source: Source, tokenizer: Tokenizer, pictur
     """Seconds of each stage over the first pictures, in the order of the pipeline."""
     stopwatch, files = Stopwatch(), config.data.source == "files"
     parts = [
-        *([(transforms, "decode", "decode")] if files else []),
+        *([(decoding, "decode", "decode")] if files else []),
         (transforms, "resize", "resize"),
-        (transforms, "rand_augment", "RandAugment"),
+        (training_stream, "rand_augment", "RandAugment"),
         (tokenizer, "encode", "tokenise"),
         *((masking, name, "masks") for name in ("sample_image_mask", "sample_text_mask", "corrupt_tokens")),
     ]
-    example = train.make_example(config, TimedSource(source, stopwatch, "read" if files else "draw"), tokenizer)
+    example = examples.make_example(config, TimedSource(source, stopwatch, "read" if files else "draw"), tokenizer)
     with contextlib.ExitStack() as stack:
         for owner, name, stage in parts:
             timed = stopwatch.timed(stage, getattr(owner, name))
@@ -114,7 +113,7 @@ def time_stages(config: ConfigDict, source: Source, tokenizer: Tokenizer, pictur
 
 def time_examples(config: ConfigDict, source: Source, tokenizer: Tokenizer, pictures: int) -> Seconds:
     """Seconds of whole examples, without the overhead of timing their stages."""
-    example = train.make_example(config, source, tokenizer)
+    example = examples.make_example(config, source, tokenizer)
     clock, cpu = time.perf_counter(), time.process_time()
     for i in range(pictures):
         example.random_map(i, np.random.default_rng(i))
@@ -126,14 +125,13 @@ def started_stream(
     config: ConfigDict, source: Source, tokenizer: Tokenizer, pictures: int, *, threads: int, workers: int
 ) -> Iterator[Iterator]:
     """The stream of batches that training reads, once every worker has delivered."""
-    stream = pipeline.train_stream(
-        source,
-        train.make_example(config, source, tokenizer),
+    stream = training_stream.train_stream(
+        Limited(source, pictures),
+        examples.make_example(config, source, tokenizer),
         batch_size=config.batch_size,
         seed=config.seed,
         start=0,
         stop=ENDLESS,
-        limit=pictures,
         threads=threads,
         workers=workers,
     )
@@ -150,26 +148,6 @@ def time_batches(stream: Iterator, batches: int) -> Seconds:
     for _ in range(batches):
         next(stream)
     return Seconds(time.perf_counter() - clock, time.process_time() - cpu)
-
-
-def write_photographs(folder: Path, pictures: int, height: int, width: int) -> None:
-    """Smooth colours with grain, whose JPEGs are about as long as those of photographs, and a caption file."""
-    rng = np.random.default_rng(0)
-    with (folder / "captions.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["image", "caption"])
-        for i in range(pictures):
-            name = f"{i:06d}.jpg"
-            (folder / name).write_bytes(_photograph(rng, height, width))
-            rows.writerow([name, f"a {rng.choice(['black', 'brown', 'white'])} dog runs over grass number {i}"])
-
-
-def _photograph(rng: np.random.Generator, height: int, width: int) -> bytes:
-    size = (width, height)
-    colours = cv2.resize(rng.integers(256, size=(9, 12, 3)).astype(np.float32), size, interpolation=cv2.INTER_CUBIC)
-    grain = cv2.GaussianBlur(rng.normal(scale=30, size=(height, width, 3)).astype(np.float32), (0, 0), 1)
-    pixels = np.clip(colours + grain, 0, 255).astype(np.uint8)
-    return simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY, colorspace="RGB")
 
 
 def make_config(args: argparse.Namespace, folder: Path) -> ConfigDict:
@@ -282,9 +260,9 @@ def table(result: dict[str, Any]) -> str:
 def main() -> int:
     """Reads the flags, measures and prints; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=(*common.DATA, "jpeg"), default=common.DATA[0])
+    parser.add_argument("--data", choices=(*data_sets.DATA, "jpeg"), default=data_sets.DATA[0])
     parser.add_argument("--root", default="", help="folder of the data, where it is on disk")
-    parser.add_argument("--size", choices=common.SIZES, help="of the model: tiny for scenes, else base (224 px)")
+    parser.add_argument("--size", choices=common.WHOLE_SIZES, help="of the model: tiny for scenes, else base (224 px)")
     parser.add_argument("--pictures", type=int, default=2000, help="that are read at most")
     parser.add_argument("--repeats", type=int, default=3, help="of every measurement; the median is told")
     parser.add_argument("--threads", type=int, nargs="+", default=[0, 1, 2], help="of the stream")

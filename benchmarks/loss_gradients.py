@@ -24,14 +24,17 @@ from ml_collections import ConfigDict
 
 from benchmarks.command import finish
 from benchmarks.train_step import add_model_flags, chosen_config, set_values
-from maskvlm_jax import checkpoint, host, initial, sharding, train, upgrade
-from maskvlm_jax import config as configs
 from maskvlm_jax.data import batch as batches
-from maskvlm_jax.data import pipeline
+from maskvlm_jax.data import examples, run_tokenizer, training_stream
 from maskvlm_jax.data import tokenizer as tokenizers
-from maskvlm_jax.data.sources import open_training_source
-from maskvlm_jax.errors import UserError
-from maskvlm_jax.optim import map_by_path
+from maskvlm_jax.data.sources.opening import open_training_source
+from maskvlm_jax.parallel import sharding
+from maskvlm_jax.parallel.parameters import map_by_path
+from maskvlm_jax.runtime import host
+from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.settings import rules as configs
+from maskvlm_jax.settings import upgrade
+from maskvlm_jax.training import build, checkpoint
 
 PARTS = {"image encoder": "vlm/image_encoder/", "text encoder": "vlm/text_encoder/", "fusion": "vlm/fusion/"}
 PARTS |= {"heads": "objectives/", "all": ""}
@@ -40,28 +43,26 @@ PARTS |= {"heads": "objectives/", "all": ""}
 def run(config: ConfigDict, workdir: Path | None, count: int) -> dict[str, Any]:
     """Norms by loss and part, in the mean over `count` batches."""
     configs.check(config)
-    initial.check_objectives(config)
     source = open_training_source(config.data.to_dict(), config.model.image.image_size)
     if workdir:
         tokenizer = tokenizers.load(workdir / "tokenizer")
     else:
         with tempfile.TemporaryDirectory() as folder:
-            tokenizer = initial.tokenizer(config, source, Path(folder))
+            tokenizer = run_tokenizer.tokenizer_of(config, source, Path(folder))
     mesh = sharding.make_mesh(**config.mesh)
-    examples = train.make_example(config, source, tokenizer)
-    stream = pipeline.train_stream(
+    example = examples.make_example(config, source, tokenizer)
+    stream = training_stream.train_stream(
         source,
-        examples,
+        example,
         batch_size=config.batch_size,
         seed=config.seed,
         start=0,
         stop=count,
-        limit=config.data.get("limit", 0),
         workers=0,
         threads=1,
     )
     with jax.set_mesh(mesh):
-        built = train.build(config, mesh)
+        built = build.build(config, mesh)
         params, step = built.init().params, 0
         if workdir:
             checkpoints, step = checkpoint.open_run(workdir, "latest")

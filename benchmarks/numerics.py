@@ -27,9 +27,13 @@ from ml_collections import ConfigDict
 from benchmarks.command import finish
 from benchmarks.train_step import TOWERS, set_values, synthetic_batch
 from configs import common, pretrain
-from maskvlm_jax import config as configs
-from maskvlm_jax import host, optim, run_length, sharding, train
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.parallel import sharding
+from maskvlm_jax.parallel.parameters import map_by_path
+from maskvlm_jax.runtime import host
+from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.settings import rules as configs
+from maskvlm_jax.settings import run_length
+from maskvlm_jax.training import build
 
 # Kinds of parameters whose gradients are sums over all positions of a batch.
 KINDS = {
@@ -45,14 +49,14 @@ def gradients(config: ConfigDict, params: dict[str, np.ndarray] | None) -> dict[
     """Parameters, losses and gradients of a made-up batch by path: param/..., loss/..., grad/...
 
     Args:
-        params: by path; those of the config's seed where None.
+        params: by path; those of the config's seed if None.
     """
     configs.check(config)
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        built = train.build(config, mesh)
+        built = build.build(config, mesh)
         state = built.init()
-        start = optim.map_by_path(lambda path, leaf: params[path] if params else np.asarray(leaf), state.params)
+        start = map_by_path(lambda path, leaf: params[path] if params else np.asarray(leaf), state.params)
 
         def loss(params: Any, batch: dict[str, jax.Array]):
             output = nnx.merge(built.graphdef, params)(batch, jax.random.key(0), teacher=None, queue=None, progress=1.0)
@@ -63,7 +67,7 @@ def gradients(config: ConfigDict, params: dict[str, np.ndarray] | None) -> dict[
     found = {"loss/all": np.asarray(total)}
     found |= {f"loss/{name[:-5]}": np.asarray(value) for name, value in metrics.items() if name.endswith("/loss")}
     for kind, tree in (("param", start), ("grad", grads)):
-        optim.map_by_path(lambda path, leaf, k=kind: found.update({f"{k}/{path}": np.asarray(leaf)}), tree)
+        map_by_path(lambda path, leaf, k=kind: found.update({f"{k}/{path}": np.asarray(leaf)}), tree)
     return found
 
 
@@ -111,7 +115,7 @@ def main() -> int:
     file = parser.add_mutually_exclusive_group(required=True)
     file.add_argument("--write", metavar="FILE", help="computes in float32 and writes FILE")
     file.add_argument("--against", metavar="FILE", help="compares with FILE")
-    parser.add_argument("--size", choices=common.SIZES, default="mini", help="of the model")
+    parser.add_argument("--size", choices=common.WHOLE_SIZES, default="mini", help="of the model")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--precision", choices=("default", "highest"), default="default", help="of float32 products")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config value; repeatable")

@@ -27,9 +27,9 @@ from ml_collections import ConfigDict
 
 from benchmarks import train_step
 from benchmarks.command import finish
-from maskvlm_jax import config as configs
-from maskvlm_jax import host
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.runtime import host
+from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.settings import rules as configs
 
 PRODUCTS, REST = "matrix products", "other threads of products, and waiting"
 # (kind, what marks it in a kernel's own operations, or in the name that JAX gave it); the first that fits.

@@ -21,20 +21,22 @@ import numpy as np
 
 from benchmarks.command import finish
 from configs import evaluate as evaluation_config
-from maskvlm_jax import evaluate, host
-from maskvlm_jax.errors import UserError
-from maskvlm_jax.evaluators import ranking, retrieval
+from maskvlm_jax.evaluators import encoding, ranking, retrieval
 from maskvlm_jax.evaluators.predictor import Predictor
+from maskvlm_jax.objectives.base import ScoresPairs, TrainsEmbeddings
+from maskvlm_jax.runtime import host
+from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.training import scoring
 
 BOUND_BATCHES, BOUND_ROUNDS = 8, 3
 
 
 def bound(predictor: Predictor, image_ISD: np.ndarray, text_TLD: np.ndarray, valid_TL: np.ndarray) -> float:
     """Pairs per second of the matching function alone: the best of several rounds."""
-    images = predictor.prepare_images(image_ISD[: retrieval.IMAGE_BLOCK])
-    texts = predictor.prepare_texts(text_TLD[: retrieval.TEXT_BLOCK], valid_TL[: retrieval.TEXT_BLOCK])
-    size, rng = predictor.pair_batch(retrieval.PAIR_BATCH), np.random.default_rng(0)
-    counts = min(len(image_ISD), retrieval.IMAGE_BLOCK), min(len(text_TLD), retrieval.TEXT_BLOCK)
+    images = predictor.prepare_images(image_ISD[: encoding.IMAGE_BLOCK])
+    texts = predictor.prepare_texts(text_TLD[: encoding.TEXT_BLOCK], valid_TL[: encoding.TEXT_BLOCK])
+    size, rng = predictor.pair_batch(encoding.PAIR_BATCH), np.random.default_rng(0)
+    counts = min(len(image_ISD), encoding.IMAGE_BLOCK), min(len(text_TLD), encoding.TEXT_BLOCK)
     ids = [rng.integers(count, size=size) for count in counts]
     ids[0].sort()  # picture by picture, as they are asked for
     jax.block_until_ready(predictor.match(images, texts, *ids))
@@ -56,16 +58,16 @@ def run(checkpoint: str, *, split: str, images: int, ks: list[int], score: str) 
     config.checkpoint = checkpoint
     if images:
         config.evaluation.limit = images
-    with evaluate.loaded(config) as (trained, evaluation, params, _):
+    with scoring.loaded(config) as (trained, evaluation, params, _):
         predictor, batch_size = evaluation.predictor(params), trained.evaluation.batch_size
-        if not {"contrastive", "matching"} <= set(predictor.objectives):
-            raise UserError(f"{checkpoint} was not trained with the objectives contrastive and matching")
-        data = evaluation.data(split or trained.evaluation.split)
-        retrieval.encode_images(predictor, data.first(1), batch_size)  # compiles
-        retrieval.encode_texts(predictor, data.first(1), batch_size)
+        if not (predictor.offers(TrainsEmbeddings) and predictor.offers(ScoresPairs)):
+            raise UserError(f"{checkpoint} was not trained with a contrastive and a matching objective")
+        data = evaluation.run.data(split or trained.evaluation.split)
+        encoding.encode_images(predictor, data.first(1), batch_size)  # compiles
+        encoding.encode_texts(predictor, data.first(1), batch_size)
         start = time.perf_counter()
-        image_ISD, image_IE = retrieval.encode_images(predictor, data, batch_size)
-        text_TLD, text_TE = retrieval.encode_texts(predictor, data, batch_size)
+        image_ISD, image_IE = encoding.encode_images(predictor, data, batch_size)
+        text_TLD, text_TE = encoding.encode_texts(predictor, data, batch_size)
         encoded = time.perf_counter() - start
         valid_TL, owner, cosine_IT = data.text["token_valid"], data.image_of_caption, image_IE @ text_TE.T
         image_ranks = ranking.image_to_text_ranks(cosine_IT, owner)
@@ -77,7 +79,7 @@ def run(checkpoint: str, *, split: str, images: int, ks: list[int], score: str) 
             start = time.perf_counter()
             top_texts_IT, top_images_IT = ranking.top_k(cosine_IT, k), ranking.top_k(cosine_IT.T, k).T
             wanted_IT = top_texts_IT | top_images_IT
-            match_IT = retrieval.match_scores(predictor, image_ISD, text_TLD, valid_TL, wanted_IT)
+            match_IT = encoding.match_scores(predictor, image_ISD, text_TLD, valid_TL, wanted_IT)
             tops = top_texts_IT, top_images_IT
             stages = retrieval.TwoStages(cosine_IT, match_IT, *tops, owner, temperature, image_ranks, text_ranks)
             recalls = stages.recalls(score)

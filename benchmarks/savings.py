@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 
 from benchmarks import train_step
 from benchmarks.command import finish
-from maskvlm_jax import config as configs
-from maskvlm_jax import flops
-from maskvlm_jax.context import masked_token_capacity
 from maskvlm_jax.data.masking import masked_patch_count
+from maskvlm_jax.objectives.masked_positions import masked_token_capacity
+from maskvlm_jax.planning import flops
+from maskvlm_jax.settings import rules as configs
 
 PAIRS = 3  # that matching scores an example
 
@@ -31,7 +31,7 @@ def savings(config: ConfigDict) -> dict[str, float]:
     decoder = config.objectives.masked_image.decoder
     grid = image.image_size // image.patch
     patches, pixels, words = grid**2, 3 * image.patch**2, text.max_length
-    positions = 1 + patches
+    positions = image.class_token + image.distillation_token + image.registers + patches
     masked_patches = masked_patch_count(grid, cell=config.masking.image_cell, ratio=config.masking.image_ratio)
     masked_words = masked_token_capacity(words, config.masking.text_ratio)
 

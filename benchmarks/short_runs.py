@@ -24,11 +24,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.command import finish
-from maskvlm_jax.errors import UserError
+from maskvlm_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 # A final evaluation that takes no time.
-QUICK = {"limit": 64, "also": "()", "figures": 0, "probe_limit": 16, "match_images": 8, "choose_images": 16}
+QUICK = {"limit": 64, "extra_splits": "()", "figures": 0, "probe_limit": 16, "match_images": 8, "choose_images": 16}
 QUICK |= {"rerank_k": 4, "batch_size": 64}
 
 
@@ -80,7 +80,8 @@ def _has_checkpoint(workdir: Path) -> bool:
 
 def bits(runs: Runs, args: argparse.Namespace) -> dict[str, Any]:
     """Hashes of the parameters of two equal runs and of one that was killed and resumed."""
-    values = {"steps": args.steps, "log_every": 1, "checkpoint_every": 10, "eval_every": args.steps}
+    values = {"steps": args.steps, "log_every": 1, "eval_every": args.steps}
+    values["checkpoint_every"] = min(10, args.kill_at)
 
     def interrupted() -> Path:
         runs.train("killed", kill_at=args.kill_at, **values)

@@ -6,6 +6,7 @@
 
 `benchmarks/compare_torch.py` runs it in turns with ours; `tests/test_torch_step.py` shows that both compute the same
 losses and gradients from the same parameters. It needs torch and NumPy. It prints one JSON object.
+One file, though a long one: a PyTorch user can read the whole step in it.
 """
 
 import argparse
@@ -150,7 +151,7 @@ class MaskVLM(nn.Module):
 
         Args:
             batch: the arrays `INPUTS`, of which the image is (B, C, Y, X).
-            negatives: a picture for each caption and a caption for each picture; drawn by similarity where None.
+            negatives: a picture for each caption and a caption for each picture; drawn by similarity if None.
         """
         valid_B11L = batch["token_valid"][:, None, None]
         image_BSD, text_BLD = self.image_encoder(batch["image"]), self.text_encoder(batch["tokens"], valid_B11L)

@@ -24,17 +24,22 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import shapes
 from benchmarks.command import finish, wait_for_turn
-from configs import common, pretrain
-from maskvlm_jax import config as configs
-from maskvlm_jax import flops, host, optim, run_length, sharding, train, train_step
-from maskvlm_jax.errors import UserError
-from maskvlm_jax.models import primitives
+from benchmarks.matmul import Matmul
+from configs import common, data_sets, pretrain
+from maskvlm_jax.models import attention
+from maskvlm_jax.parallel import sharding
+from maskvlm_jax.parallel.parameters import map_by_path
+from maskvlm_jax.planning import flops
+from maskvlm_jax.runtime import host
+from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.settings import plain_values, run_length
+from maskvlm_jax.settings import rules as configs
+from maskvlm_jax.training import build, train_step
 
 # A parameter belongs to the first tower whose name its path has; the heads have the rest.
 TOWERS = {
@@ -44,34 +49,6 @@ TOWERS = {
     "decoder": ("/decoder/",),
     "heads": ("/",),
 }
-
-
-class Matmul:
-    """Speed of square matrix products on the first device."""
-
-    def __init__(self, dtype: str):
-        # An accelerator needs larger matrices, and several products in a row, to be busy.
-        sides, self._calls = ((1024, 2048), 1) if jax.default_backend() == "cpu" else ((4096, 8192), 20)
-        self._multiply = jax.jit(jnp.matmul)
-        # Random: a GPU takes more power, and runs slower, where many bits change.
-        self._inputs = {side: jax.random.normal(jax.random.key(0), (side, side), dtype) for side in sides}
-        self._gflops: dict[int, list[float]] = {side: [] for side in sides}
-        for x in self._inputs.values():
-            jax.block_until_ready(self._multiply(x, x))
-
-    def measure(self) -> None:
-        """Takes one sample of every size."""
-        for side, x in self._inputs.items():
-            start = time.perf_counter()
-            jax.block_until_ready([self._multiply(x, x) for _ in range(self._calls)])
-            seconds = time.perf_counter() - start
-            self._gflops[side].append(2 * side**3 * self._calls / seconds / 1e9)
-
-    def best(self) -> tuple[int, float]:
-        """The size whose median is the highest, and that median in GFLOP/s."""
-        medians = {side: statistics.median(values) for side, values in self._gflops.items()}
-        side = max(medians, key=medians.get)
-        return side, medians[side]
 
 
 def set_values(config: ConfigDict, settings: Iterable[str]) -> None:
@@ -84,7 +61,7 @@ def set_values(config: ConfigDict, settings: Iterable[str]) -> None:
         key, equals, text = setting.partition("=")
         if not equals:
             raise UserError(f"--set {setting}: give KEY=VALUE")
-        there = configs.flatten(config.to_dict())
+        there = plain_values.flatten(config.to_dict())
         if key not in there:
             near = difflib.get_close_matches(key, there, n=1)
             raise UserError(f"there is no config key {key}" + (f"; did you mean {near[0]}?" if near else ""))
@@ -94,7 +71,7 @@ def set_values(config: ConfigDict, settings: Iterable[str]) -> None:
             raise UserError(f"--set {setting}: {key} is a {type(there[key]).__name__}") from error
 
 
-def shape_config(name: str, data: str = common.DATA[0]) -> ConfigDict:
+def shape_config(name: str, data: str = data_sets.DATA[0]) -> ConfigDict:
     """The config of a shape of `benchmarks/shapes.py`."""
     config = pretrain.get_config(f"size=small,data={data}")
     config.update_from_flattened_dict(shapes.SHAPES[name].settings())
@@ -121,7 +98,7 @@ def compile_step(config: ConfigDict) -> tuple[Any, train_step.TrainState, dict[s
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
     with jax.set_mesh(mesh):
-        built = train.build(config, mesh)
+        built = build.build(config, mesh)
         state, batch = built.init(), sharding.put(synthetic_batch(config), mesh)
         clock = time.perf_counter()
         lowered = built.step.lower(state, batch)
@@ -158,7 +135,7 @@ def run(config: ConfigDict, steps: int) -> dict[str, Any]:
     batch_size = config.batch_size
     forward = flops.flops_per_pair(config, batch_size // config.optim.accumulate)
     training = flops.train_flops_per_pair(config, batch_size // config.optim.accumulate)
-    dtype = configs.model_arguments(config)["model"]["shared"]["dtype"]
+    dtype = build.model_arguments(config)["model"]["shared"]["dtype"]
     matmul = Matmul(dtype)
 
     memory = _peak_mib()
@@ -204,7 +181,7 @@ def _parameters_by_tower(params: Any) -> dict[str, int]:
         tower = next(name for name, parts in TOWERS.items() if any(part in f"/{path}/" for part in parts))
         counts[tower] += leaf.size
 
-    optim.map_by_path(count, params)
+    map_by_path(count, params)
     return counts
 
 
@@ -257,9 +234,11 @@ def table(result: dict[str, Any]) -> str:
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that `chosen_config` reads."""
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--size", choices=common.SIZES, default=common.SIZES[0], help="of the model")
+    model.add_argument("--size", choices=common.WHOLE_SIZES, default=common.WHOLE_SIZES[0], help="of the model")
     model.add_argument("--shape", choices=shapes.SHAPES, help="of the comparison with PyTorch, in place of a size")
-    parser.add_argument("--data", choices=common.DATA, default=common.DATA[0], help="whose config values are taken")
+    parser.add_argument(
+        "--data", choices=data_sets.DATA, default=data_sets.DATA[0], help="whose config values are taken"
+    )
 
 
 def chosen_config(args: argparse.Namespace) -> ConfigDict:
@@ -289,7 +268,7 @@ def main() -> int:
     host.prepare_accelerator()
     config = chosen_config(args)
     if args.plain_attention:
-        primitives.FEWEST_FUSED_KEYS = sys.maxsize
+        attention.FEWEST_FUSED_KEYS = sys.maxsize
 
     def measure() -> dict[str, Any]:
         set_values(config, args.set)

@@ -22,6 +22,7 @@
 #   POLL=30      seconds between two looks at the slice
 #   SETTLE=300   seconds that the other workers have to end once worker 0 has
 set -euo pipefail
+# One file, though a long one: it is copied to the workers and runs its other half there.
 
 TREE=$(cd "$(dirname "$0")/.." && pwd)
 : "${SPOT:=}" "${BUCKET:=}" "${MOUNT:=/mnt/bucket}" "${RESTARTS:=20}" "${POLL:=30}" "${SETTLE:=300}"
