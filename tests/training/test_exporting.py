@@ -248,7 +248,7 @@ def test_the_folder_of_an_encoder_has_its_tokenizer_whatever_its_kind(tmp_path):
 def test_an_export_is_no_workdir_and_its_record_must_be_whole(tmp_path):
     exporting.export(str(exports.FOLDER / "maskvlm"), str(tmp_path / "out"))
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="is an export; start from it by --config.checkpoint, in another --workdir"):
+    with pytest.raises(UserError, match=r"is an export; start from it by --config\.checkpoint, in another --workdir"):
         workdir.claim(tmp_path / "out", toy_config(), alone=True)
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     for content in ("{}", "[]", "{"):
