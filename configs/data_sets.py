@@ -41,8 +41,8 @@ def _set_block(name: str) -> ConfigDict:
             "fields": {},
             "mixture": {},
             "evaluation_set": "",  # the set of a mixture that evaluation reads
-            # Keep on disk what a frozen image encoder makes of the pictures, which must not be augmented then.
-            "cache_features": False,
+            # The folder that keeps what a frozen image encoder makes of the pictures, which must not be augmented then.
+            "cache_features": "",
             "clean": "none",  # none | albef: how captions are cleaned
             "max_missing": 0.05,  # share of a split's pictures that may be missing on disk
             "max_broken": 0.05,  # share of the examples read that may be broken

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from maskvlm_jax.runtime.errors import UserError, few
 
-_PATHS = ("root", "images", "captions", "checkpoint", "tokenizer", "out", "data_root")
+_PATHS = ("root", "images", "captions", "checkpoint", "tokenizer", "out", "data_root", "cache_features")
 _BLOCKS_OF_PATHS = ("splits", "init")
 
 

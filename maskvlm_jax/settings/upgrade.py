@@ -84,7 +84,7 @@ def _to_4(config: dict[str, Any]) -> None:
     config.setdefault("init", {"image": "", "text": "", "image_family": "auto", "text_family": "auto"})
     config["evaluation"].setdefault("memory_gb", 4.0)
     _rename(config["data"], scored="evaluation_set")
-    config["data"] = {"fields": {}, "cache_features": False} | config["data"]
+    config["data"] = {"fields": {}, "cache_features": ""} | config["data"]
     config.setdefault("evals", {name: {"name": name, "during": value} for name, value in during.items()})
     model, objectives = config["model"], config["objectives"]
     model.setdefault("pooling", {"image": "first", "text": "first", "layers": 1})

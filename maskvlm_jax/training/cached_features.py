@@ -1,7 +1,8 @@
-"""What a frozen image encoder makes of pictures that are not augmented, kept on disk: each is encoded once a start."""
+"""What a frozen image encoder makes of pictures that are not augmented, kept on disk: each is encoded once."""
 
+import hashlib
+import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from numpy.typing import DTypeLike
 
 from maskvlm_jax.data.batch import FEATURES
 from maskvlm_jax.models.vision import normalised
@@ -18,7 +20,7 @@ from maskvlm_jax.runtime import buckets
 from maskvlm_jax.runtime.errors import UserError, writing
 from maskvlm_jax.settings import rules
 from maskvlm_jax.training import build
-from maskvlm_jax.training.train_step import Params
+from maskvlm_jax.training.train_step import Params, parameters_sha256
 
 ENCODER = "vlm/image_encoder/"
 
@@ -45,11 +47,13 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"data.cache_features keeps what pictures always become; set --config.{flag}")
     active = rules.active_objectives(config)
     if config.masking.masker or any(kind.needs(config.objectives[label]).teacher for label, kind in active.items()):
-        raise UserError("data.cache_features is for models whose moving average is not read; set it to False")
+        raise UserError("data.cache_features is for models whose moving average is not read; leave it out")
     if image.hidden == "drop_in_fusion":
-        raise UserError("data.cache_features is for image encoders with blocks; set it to False")
+        raise UserError("data.cache_features is for image encoders with blocks; leave it out")
     if jax.process_count() > 1:
-        raise UserError("data.cache_features needs one process; set it to False")
+        raise UserError("data.cache_features needs one process; leave it out")
+    if buckets.is_remote(Path(config.data.cache_features)):
+        raise UserError("data.cache_features needs a folder on this machine; give another")
 
 
 def _is_frozen(config: ConfigDict) -> bool:
@@ -59,6 +63,28 @@ def _is_frozen(config: ConfigDict) -> bool:
     return all(path in frozen for path in paths if path.startswith(ENCODER) and not path.endswith("mask_token"))
 
 
+def key(config: ConfigDict, encoder: Params, fingerprint: str, examples: int) -> str:
+    """What names features on disk: another encoder, other examples or other pixels have another name.
+
+    Args:
+        encoder: parameters of the image encoder.
+        fingerprint, examples: of the source, and how many it has.
+    """
+    read = {name: value for name, value in encoder.items() if name != "mask_token"}  # which no whole picture reads
+    dtype = build.feature_shape(config)[1]
+    facts = [parameters_sha256(read), config.model.image.to_dict(), fingerprint, examples]
+    facts += [dtype.name, jax.default_backend()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _on_disk(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap:
+    """A file that holds an array, zeros where nothing was written yet."""
+    with writing(path), path.open("ab") as file:
+        # A full disk is told now, not by a signal later; what is there stays.
+        os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    return np.memmap(path, dtype, "r+", shape=shape)
+
+
 class CachedFeatures:
     """image_BSD of the clean view for the batches of a run.
 
@@ -66,11 +92,11 @@ class CachedFeatures:
         graphdef: of the image encoder.
         examples: how many there are in the source.
         shape, dtype: of the features of one picture.
-        folder: on whose disk they are kept, in a file without a name: it is gone when the process is.
+        folder: where they are kept, for this run and all that have the same `key`.
         mesh: that pictures are encoded on.
 
     Raises:
-        UserError: the folder is in a bucket, or the disk too small.
+        UserError: the folder cannot be written, or the disk is too small.
     """
 
     def __init__(
@@ -81,19 +107,18 @@ class CachedFeatures:
         shape: tuple[int, int],
         dtype: np.dtype,
         folder: Path,
+        key: str,
         mesh: Mesh,
     ):
-        if buckets.is_remote(folder):
-            raise UserError("data.cache_features needs a workdir on this machine; set it to False")
-        self._mesh, self._done = mesh, np.zeros(examples, bool)
-        size = examples * int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self._mesh = mesh
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._rows = _on_disk(folder / f"{key}.features", (examples, *shape), dtype)
+        self._done = _on_disk(folder / f"{key}.done", (examples,), bool)
         print(
-            f"each picture is encoded once: features of the frozen image encoder take {size / 1e9:.1f} GB of {folder}"
+            f"each picture is encoded once: features of {self._done.sum():,} of {examples:,} are in {folder}, "
+            f"{self._rows.nbytes / 1e9:.1f} GB in all"
         )
-        with writing(folder / "features"):
-            file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  the map below holds it open
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is told now, not by a signal later
-        self._rows = np.memmap(file, dtype, "r+", shape=(examples, *shape))
         self._encode = jax.jit(lambda params, image: nnx.merge(graphdef, params)(normalised(image)))
 
     def add(
@@ -114,5 +139,7 @@ class CachedFeatures:
             encoded = processes.fetch(self._encode(params, put["image"]))
             features = np.where(kept[:, None, None], features, encoded)
             new = ~kept & (replaced == 0)
-            self._rows[index[new]], self._done[index[new]] = encoded[new], True
+            self._rows[index[new]] = encoded[new]
+            self._rows.flush()  # none is called done that a power cut would leave half written
+            self._done[index[new]] = True
         return {**batch, FEATURES: features}

@@ -25,7 +25,7 @@ from maskvlm_jax.runtime import files, host
 from maskvlm_jax.runtime.errors import Stopped
 from maskvlm_jax.runtime.stopping import StopRequest, stopping_signals
 from maskvlm_jax.settings import rules
-from maskvlm_jax.training import build, initial_state, lineage, train_step
+from maskvlm_jax.training import build, cached_features, initial_state, lineage, train_step
 from maskvlm_jax.training.cached_features import CachedFeatures
 from maskvlm_jax.training.checkpoint import Checkpoints
 from maskvlm_jax.training.step_watch import StepWatch
@@ -150,12 +150,14 @@ class Trainer:
         if not self._config.data.cache_features:
             return None
         shape, dtype = build.feature_shape(self._config)
+        encoder, count = self._state.params["vlm"]["image_encoder"], len(self._source)
         return CachedFeatures(
             build.image_encoder(self._config),
-            examples=len(self._source),
+            examples=count,
             shape=shape,
             dtype=dtype,
-            folder=self._workdir,
+            folder=Path(self._config.data.cache_features),
+            key=cached_features.key(self._config, encoder, self._source.fingerprint, count),
             mesh=self._mesh,
         )
 
