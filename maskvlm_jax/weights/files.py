@@ -1,4 +1,5 @@
-"""Files of arrays: safetensors and npz, and the folders that Hugging Face ships them in. Pickles are never read."""
+"""Files of arrays: safetensors, npz and Flax's msgpack, and the folders that Hugging Face ships them in. Pickles are
+never read."""
 
 import dataclasses
 import hashlib
@@ -26,8 +27,9 @@ _DTYPES = {
     "BOOL": np.bool_,
 }
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+_FLAX = "flax_model.msgpack"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_WANTED = ("*.json", "*.safetensors", "*.npz", "*.txt", "*.model")  # of a folder on the hub
+_WANTED = ("*.json", "*.safetensors", "*.npz", "*.msgpack", "*.txt", "*.model")  # of a folder on the hub
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Stored:
         """
         found: dict[str, np.ndarray] = {}
         for file in self.files:
-            for name, value in (_read_npz if file.suffix == ".npz" else _read_safetensors)(file).items():
+            for name, value in _READERS[file.suffix](file).items():
                 if name in found:
                     raise UserError(f"{self.name} holds {name} twice, in {file.name} too; copy the folder again")
                 found[name] = _plain(value)
@@ -81,8 +83,9 @@ def find(name: str, flag: str) -> Stored:
     if buckets.is_remote(buckets.folder(name)):
         raise UserError(f"{name} is in a bucket; copy it to a local folder for --config.{flag}")
     if path.is_file():
-        if path.suffix not in (".npz", ".safetensors"):
-            raise UserError(f"{path} is no .safetensors or .npz file; --config.{flag} takes one of these, or a folder")
+        if path.suffix not in _READERS:
+            kinds = ", ".join(_READERS)
+            raise UserError(f"{path} is no file of {kinds}; --config.{flag} takes one of these, or a folder")
         beside = {} if path.suffix == ".npz" else _described(path.parent)
         if path.suffix != ".npz" and _CONFIG not in beside:
             raise UserError(f"{path} has no config.json beside it, which says what the encoder is; copy it there")
@@ -111,6 +114,8 @@ def _files_of(folder: Path) -> tuple[Path, ...]:
         return tuple(folder / name for name in sorted(names))
     if (folder / "model.safetensors").is_file():
         return (folder / "model.safetensors",)
+    if (folder / _FLAX).is_file():
+        return (folder / _FLAX,)
     if pickles := [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]:
         raise UserError(
             f"{folder} holds a pickle ({few(pickles, 2)}), which can run anything when it is read; save the model as "
@@ -187,6 +192,31 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path} cannot be read as plain arrays ({first_line(error)}); copy it again, or save it without objects"
         ) from error
+
+
+def _read_flax(path: Path) -> dict[str, np.ndarray]:
+    """Arrays under the names and in the shapes that the same model of PyTorch has."""
+    from flax import serialization, traverse_util
+
+    try:
+        tree = serialization.msgpack_restore(path.read_bytes())
+        flat = traverse_util.flatten_dict(tree)
+        return dict(_of_torch(name, np.asarray(value)) for name, value in flat.items())
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds, depending on where the bytes are wrong
+        raise UserError(f"{path} is damaged or cut off ({first_line(error)}); copy it again") from error
+
+
+def _of_torch(name: tuple[str, ...], value: np.ndarray) -> tuple[str, np.ndarray]:
+    """A dense kernel is (in, out) and a convolution's (height, width, in, out) in Flax."""
+    *before, last = name
+    if last == "kernel":
+        value = value.T if value.ndim == 2 else np.transpose(value, (3, 2, 0, 1))
+    return ".".join([*before, {"kernel": "weight", "scale": "weight", "embedding": "weight"}.get(last, last)]), value
+
+
+_READERS = {".safetensors": _read_safetensors, ".npz": _read_npz, ".msgpack": _read_flax}
 
 
 def _plain(value: np.ndarray) -> np.ndarray:

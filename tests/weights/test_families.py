@@ -1,10 +1,14 @@
 """Encoders of every family give what PyTorch gives; files that are not whole, or of another kind, are refused."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, serialization
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file
 
 from maskvlm_jax.models.block import BlockSpec
 from maskvlm_jax.models.text import TextEncoder
@@ -126,3 +130,97 @@ def test_single_streams_and_checkpoints_do_not_go_with_encoders():
     config = toy_config(init__image=path_of("vit"), checkpoint="runs/a")
     with pytest.raises(UserError, match=r"both init\.image and checkpoint are given"):
         encoders.complete(config, ())
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_an_image_tower_of_big_vision_is_what_it_is_in_transformers(tmp_path, stacked):
+    theirs = load_file(FOLDER / "siglip_vision" / "model.safetensors")
+    theirs = {name.removeprefix("vision_model."): value for name, value in theirs.items()}
+
+    def dense(name, layer, inner=(16,), outer=(16,)):
+        weight, bias = theirs[f"encoder.layers.{layer}.{name}.weight"], theirs[f"encoder.layers.{layer}.{name}.bias"]
+        return {"kernel": weight.T.reshape(*inner, *outer), "bias": bias.reshape(outer)}
+
+    def norm(name):
+        return {"scale": theirs[f"{name}.weight"], "bias": theirs[f"{name}.bias"]}
+
+    def block(layer):
+        attention = {
+            name: dense(f"self_attn.{name[0]}_proj", layer, outer=(2, 8)) for name in ("query", "key", "value")
+        }
+        attention["out"] = dense("self_attn.out_proj", layer, inner=(2, 8))
+        mlp = {"Dense_0": dense("mlp.fc1", layer, outer=(32,)), "Dense_1": dense("mlp.fc2", layer, inner=(32,))}
+        norms = {f"LayerNorm_{n}": norm(f"encoder.layers.{layer}.layer_norm{n + 1}") for n in (0, 1)}
+        return norms | {"MultiHeadDotProductAttention_0": attention, "MlpBlock_0": mlp}
+
+    layers = [block(layer) for layer in (0, 1)]
+    tower = {f"encoderblock_{number}": one for number, one in enumerate(layers)}
+    if stacked:
+        tower = {"encoderblock": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
+    patches = theirs["embeddings.patch_embedding.weight"].transpose(2, 3, 1, 0)
+    image = {
+        "embedding": {"kernel": patches, "bias": theirs["embeddings.patch_embedding.bias"]},
+        "pos_embedding": theirs["embeddings.position_embedding.weight"][None],
+        "Transformer": tower | {"encoder_norm": norm("post_layernorm")},
+        "MAPHead_0": {"probe": np.ones((1, 1, 16), np.float32)},
+    }
+    params = {"img": image, "txt": {"head": {"bias": np.zeros(3, np.float32)}}, "t": np.ones(1), "b": np.ones(1)}
+    flat = flatten_dict({"params": params}, sep="/")
+    np.savez(tmp_path / "siglip.npz", **flat)
+    config = toy_config(model__image__image_size=16, init__image=str(tmp_path / "siglip.npz"))
+    encoders.complete(config, ())
+    expected_config = config_of("siglip_vision", "image")
+    assert config.model.image.to_dict() == expected_config.model.image.to_dict()
+    toy.assert_trees_close(
+        encoders.read(config, "image").parameters, encoders.read(expected_config, "image").parameters, 0
+    )
+
+
+def test_a_class_token_of_big_vision_has_no_position(tmp_path):
+    arrays = dict(np.load(path_of("google_npz")))
+    renamed = {"MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0", "LayerNorm_2": "LayerNorm_1"}
+    renamed |= {"MlpBlock_3": "MlpBlock_0", "Transformer/posembed_input/pos_embedding": "pos_embedding"}
+    moved = {}
+    for name, value in arrays.items():
+        for old, new in renamed.items():
+            name = name.replace(old, new)
+        moved[name] = value
+    moved["pos_embedding"] = moved["pos_embedding"][:, 1:]
+    np.savez(tmp_path / "vit.npz", **moved)
+    config = toy_config(model__image__image_size=16, init__image=str(tmp_path / "vit.npz"))
+    encoders.complete(config, ())
+    found, before = (encoders.read(one, "image").parameters for one in (config, config_of("google_npz", "image")))
+    assert config.model.image.activation == "gelu_tanh" and not found["position"][0, 0].any()
+    np.testing.assert_array_equal(found["position"][0, 1:], before["position"][0, 1:])
+    np.testing.assert_array_equal(found["class_token"], before["class_token"])
+
+
+@pytest.mark.parametrize(("name", "modality"), [("vit", "image"), ("bert", "text")])
+def test_a_file_of_flax_is_read_as_that_of_pytorch(tmp_path, name, modality):
+    tree = {}
+    for path, value in load_file(FOLDER / name / "model.safetensors").items():
+        *before, last = path.split(".")
+        if last == "weight" and value.ndim == 4:
+            last, value = "kernel", value.transpose(2, 3, 1, 0)
+        elif last == "weight" and "embeddings" in before and value.ndim == 2:
+            last = "embedding"
+        elif last == "weight":
+            last, value = ("kernel", value.T) if value.ndim == 2 else ("scale", value)
+        tree[(*before, last)] = value
+    folder = tmp_path / name
+    shutil.copytree(FOLDER / name, folder)
+    (folder / "model.safetensors").unlink()
+    content = serialization.msgpack_serialize(unflatten_dict(tree))
+    (folder / "flax_model.msgpack").write_bytes(content)
+
+    def read():
+        config = toy_config(
+            model__image__image_size=16, model__text__max_length=9, **{f"init__{modality}": str(folder)}
+        )
+        encoders.complete(config, ())
+        return encoders.read(config, modality).parameters
+
+    toy.assert_trees_close(read(), encoders.read(config_of(name, modality), modality).parameters, 0)
+    (folder / "flax_model.msgpack").write_bytes(content[:-50])
+    with pytest.raises(UserError, match=r"flax_model\.msgpack is damaged or cut off"):
+        read()

@@ -1,6 +1,9 @@
-"""ViT in Google's .npz files: AugReg's (Steiner et al. 2021, arXiv 2106.10270), as vision_transformer writes them."""
+"""ViT in Google's .npz files, as vision_transformer writes them (AugReg, Steiner et al. 2021, arXiv 2106.10270) and as
+big_vision does, whose files may hold a text tower beside it and all layers of a kind in one array."""
 
-from typing import Any
+import re
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -8,16 +11,27 @@ from maskvlm_jax.weights.families.base import Arrays, Names, blocks
 from maskvlm_jax.weights.families.pictures import BLANK, ImageFamily
 from maskvlm_jax.weights.files import Stored
 
-LAYER = "Transformer/encoderblock_{}/"
-PARTS = {
-    "attention/query": "MultiHeadDotProductAttention_1/query",
-    "attention/key": "MultiHeadDotProductAttention_1/key",
-    "attention/value": "MultiHeadDotProductAttention_1/value",
-    "attention/out": "MultiHeadDotProductAttention_1/out",
-    "feed_forward/up": "MlpBlock_3/Dense_0",
-    "feed_forward/down": "MlpBlock_3/Dense_1",
-}
-NORMS = blocks(LAYER, {"norm1": "LayerNorm_0", "norm2": "LayerNorm_2"}) | {"norm": "Transformer/encoder_norm"}
+
+class Layout(NamedTuple):
+    """How one of the two calls what a block is made of, and the positions; flax numbers modules as they are called."""
+
+    attention: str
+    norm2: str
+    feed_forward: str
+    position: str
+    activation: str
+
+
+_VISION_TRANSFORMER = Layout(
+    "MultiHeadDotProductAttention_1",
+    "LayerNorm_2",
+    "MlpBlock_3",
+    "Transformer/posembed_input/pos_embedding",
+    "gelu",  # flax's was the approximation by tanh; timm and transformers read them as erf
+)
+_BIG_VISION = Layout("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0", "pos_embedding", "gelu_tanh")
+_PREFIX = re.compile(r"(params/)?(img/)?")  # of a file of big_vision; a model of two towers has the second
+_ONE_ARRAY = "Transformer/encoderblock/"  # of all layers, the first axis
 
 
 class Family(ImageFamily):
@@ -25,42 +39,65 @@ class Family(ImageFamily):
 
     @classmethod
     def reads(cls, stored: Stored) -> bool:
-        return stored.files[0].suffix == ".npz" and "Transformer/posembed_input/pos_embedding" in stored.arrays
+        return stored.files[0].suffix == ".npz" and any("Transformer/encoderblock" in name for name in stored.arrays)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {_PREFIX.sub("", name, count=1): value.shape for name, value in self.stored.arrays.items()}
 
     @property
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return self.stored.arrays
+    def _layout(self) -> Layout:
+        return _VISION_TRANSFORMER if _VISION_TRANSFORMER.position in self._shapes else _BIG_VISION
+
+    @property
+    def _block(self) -> str:
+        """What stands before the names of a block's parts."""
+        stacked = any(name.startswith(_ONE_ARRAY) for name in self._shapes)
+        return _ONE_ARRAY if stacked else "Transformer/encoderblock_{}/"
 
     def values(self) -> dict[str, Any]:
-        patch, _, _, width = self._arrays["embedding/kernel"].shape
-        hidden = self._arrays[f"{LAYER.format(0)}MlpBlock_3/Dense_0/kernel"].shape[1]
+        first = self._block.format(0)
+        query = self._shapes[f"{first}{self._layout.attention}/query/kernel"]
+        patch, _, _, width = self._shapes["embedding/kernel"]
+        counted = sum(name.endswith("/LayerNorm_0/scale") for name in self._shapes if name.startswith("Transformer/"))
         return BLANK | {
             "patch": patch,
-            "depth": sum(name.endswith("LayerNorm_0/scale") for name in self._arrays),
+            "depth": query[0] if self._block == _ONE_ARRAY else counted,
             "width": width,
-            "heads": self._arrays[f"{LAYER.format(0)}MultiHeadDotProductAttention_1/query/kernel"].shape[1],
-            "mlp_ratio": self.ratio(hidden, width),
-            "activation": "gelu",  # flax's was the approximation by tanh; timm and transformers read them as erf
+            "heads": query[-2],
+            "mlp_ratio": self.ratio(self._shapes[f"{first}{self._layout.feed_forward}/Dense_0/kernel"][-1], width),
+            "activation": self._layout.activation,
             "eps": 1e-6,
             "norm": "pre",
+            "class_token": "cls" in self._shapes,
         }
 
     def names(self) -> Names:
-        arrays = {"class_token": "cls", "position": "Transformer/posembed_input/pos_embedding"}
-        return Names({}, {}, arrays, ignored=(r"head/", r"pre_logits/"))
+        arrays = {"position": self._layout.position} | ({"class_token": "cls"} if "cls" in self._shapes else {})
+        ignored = (r"head/", r"pre_logits/", r"MAPHead_0/", r"txt/", r"[tb]$", r"opt/")
+        return Names({}, {}, arrays, prefixes=("params/img/", "params/", "img/"), ignored=ignored)
 
     def parameters(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """Kernels are (in, out) already, those of attention cut into heads."""
-        layers, found = self.values()["depth"], {}
-        for ours, theirs in blocks(LAYER, PARTS).items():
-            width = arrays.take(f"{LAYER}LayerNorm_0/scale", layers).shape[1]
+        values, layout, found = self.values(), self._layout, {}
+        layers, width = values["depth"], values["width"]
+        dense = {f"attention/{name}": f"{layout.attention}/{name}" for name in ("query", "key", "value", "out")}
+        dense |= {
+            "feed_forward/up": f"{layout.feed_forward}/Dense_0",
+            "feed_forward/down": f"{layout.feed_forward}/Dense_1",
+        }
+        for ours, theirs in blocks(self._block, dense).items():
             kernel, bias = (arrays.take(f"{theirs}/{part}", layers) for part in ("kernel", "bias"))
             rows = width if not ours.endswith("down") else kernel.shape[1]
             found[f"{ours}/kernel"] = kernel.reshape(layers, rows, -1)
             found[f"{ours}/bias"] = bias.reshape(layers, -1)
-        for ours, theirs in NORMS.items():
+        norms = blocks(self._block, {"norm1": "LayerNorm_0", "norm2": layout.norm2})
+        for ours, theirs in (norms | {"norm": "Transformer/encoder_norm"}).items():
             found |= {f"{ours}/{part}": arrays.take(f"{theirs}/{part}", layers) for part in ("scale", "bias")}
         kernel = arrays.take("embedding/kernel")
         found["patch_embedding/kernel"] = kernel.reshape(-1, kernel.shape[-1])
         found["patch_embedding/bias"] = arrays.take("embedding/bias")
-        return self.tokens_and_pixels(found | super(ImageFamily, self).parameters(arrays))
+        found |= super(ImageFamily, self).parameters(arrays)
+        if layout is _BIG_VISION and values["class_token"]:  # which it puts before the patches when these have theirs
+            found["position"] = np.concatenate([np.zeros((1, width), np.float32), found["position"].reshape(-1, width)])
+        return self.tokens_and_pixels(found)
