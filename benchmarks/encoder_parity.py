@@ -56,7 +56,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     from maskvlm_jax.models.block import BlockSpec
     from maskvlm_jax.models.text import TextEncoder
     from maskvlm_jax.models.vision import ImageEncoder, normalised
-    from maskvlm_jax.parallel.parameters import map_by_path
+    from maskvlm_jax.runtime.parameters import map_by_path
     from maskvlm_jax.training.train_step import split_model
     from maskvlm_jax.weights import encoders
 

@@ -30,9 +30,8 @@ from ml_collections import ConfigDict
 from benchmarks.command import finish
 from benchmarks.train_step import add_model_flags, chosen_config, set_values
 from maskvlm_jax.models import attention
-from maskvlm_jax.parallel import sharding
-from maskvlm_jax.planning import flops
-from maskvlm_jax.runtime import host
+from maskvlm_jax.plan import flops
+from maskvlm_jax.runtime import host, sharding
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import rules as configs
 from maskvlm_jax.training import build

@@ -28,10 +28,9 @@ from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data import examples, run_tokenizer, training_stream
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.sources.opening import open_training_source
-from maskvlm_jax.parallel import sharding
-from maskvlm_jax.parallel.parameters import map_by_path
-from maskvlm_jax.runtime import host
+from maskvlm_jax.runtime import host, sharding
 from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.runtime.parameters import map_by_path
 from maskvlm_jax.settings import rules as configs
 from maskvlm_jax.settings import upgrade
 from maskvlm_jax.training import build, checkpoint

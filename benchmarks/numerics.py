@@ -27,10 +27,9 @@ from ml_collections import ConfigDict
 from benchmarks.command import finish
 from benchmarks.train_step import TOWERS, set_values, synthetic_batch
 from configs import common, pretrain
-from maskvlm_jax.parallel import sharding
-from maskvlm_jax.parallel.parameters import map_by_path
-from maskvlm_jax.runtime import host
+from maskvlm_jax.runtime import host, sharding
 from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.runtime.parameters import map_by_path
 from maskvlm_jax.settings import rules as configs
 from maskvlm_jax.settings import run_length
 from maskvlm_jax.training import build

@@ -19,7 +19,7 @@ from benchmarks import train_step
 from benchmarks.command import finish
 from maskvlm_jax.data.masking import masked_patch_count
 from maskvlm_jax.objectives.masked_positions import masked_token_capacity
-from maskvlm_jax.planning import flops
+from maskvlm_jax.plan import flops
 from maskvlm_jax.settings import rules as configs
 
 PAIRS = 3  # that matching scores an example

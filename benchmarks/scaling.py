@@ -31,7 +31,7 @@ def points(args: argparse.Namespace) -> list[dict[str, Any]]:
     for chips in args.chips:
         path = args.out / f"{args.generation}-{chips}.json"
         if not path.exists():
-            command = [sys.executable, "-m", "maskvlm_jax.planning.planner", "--json", "--notry"]
+            command = [sys.executable, "-m", "maskvlm_jax.plan.planner", "--json", "--notry"]
             command += [f"--config=configs/pretrain.py:size={args.size},data={args.data}"]
             command += [f"--slice={args.generation}-{chips}", f"--config.batch_size={args.per_chip * chips}"]
             command += [f"--config.{value}" for value in args.set]

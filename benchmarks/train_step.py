@@ -32,11 +32,10 @@ from benchmarks.command import finish, wait_for_turn
 from benchmarks.matmul import Matmul
 from configs import common, data_sets, pretrain
 from maskvlm_jax.models import attention
-from maskvlm_jax.parallel import sharding
-from maskvlm_jax.parallel.parameters import map_by_path
-from maskvlm_jax.planning import flops
-from maskvlm_jax.runtime import host
+from maskvlm_jax.plan import flops
+from maskvlm_jax.runtime import host, sharding
 from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.runtime.parameters import map_by_path
 from maskvlm_jax.settings import plain_values, run_length
 from maskvlm_jax.settings import rules as configs
 from maskvlm_jax.training import build, train_step

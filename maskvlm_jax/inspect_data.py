@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-from maskvlm_jax.data.packing import inspection
+from maskvlm_jax.prepare import inspection
 from maskvlm_jax.runtime import buckets, host
 from maskvlm_jax.settings import command_line
 from maskvlm_jax.training import initial_state

@@ -20,8 +20,8 @@ TASKS = {
     "pretrain": "maskvlm_jax.training.loop",
     "finetune": "maskvlm_jax.training.loop",
     "evaluate": "maskvlm_jax.training.scoring",
-    "ablate": "maskvlm_jax.training.ablation",
-    "prepare": "maskvlm_jax.data.packing.preparation",
+    "ablate": "maskvlm_jax.ablate.ablation",
+    "prepare": "maskvlm_jax.prepare.preparation",
 }
 
 

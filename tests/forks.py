@@ -45,7 +45,8 @@ def run_alone(work: Callable[[], int], out: Path, errors: Path, seconds: int) ->
 def serve() -> None:
     """Runs the command lines of standard input."""
     from maskvlm_jax import main
-    from maskvlm_jax.training import ablation, loop, scoring  # noqa: F401  imported here, once
+    from maskvlm_jax.ablate import ablation  # noqa: F401  imported here, once
+    from maskvlm_jax.training import loop, scoring  # noqa: F401
 
     os.chdir(ROOT)
     with tempfile.TemporaryDirectory() as folder:

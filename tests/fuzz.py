@@ -20,9 +20,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 
 from maskvlm_jax import main
+from maskvlm_jax.ablate import ablation
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import plain_values
-from maskvlm_jax.training import ablation, loop, scoring
+from maskvlm_jax.training import loop, scoring
 from tests.conftest import TOY
 from tests.forks import run_alone
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskvlm_jax.reporting.metrics import MetricWriter
 from maskvlm_jax.runtime import files
 from maskvlm_jax.runtime.errors import UserError, unwritable, writing
+from maskvlm_jax.runtime.metrics import MetricWriter
 from tests.conftest import ROOT, toy_flags
 
 FLICKR = "--config=configs/pretrain.py:data=flickr8k"

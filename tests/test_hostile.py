@@ -10,7 +10,7 @@ from maskvlm_jax.data import decoding, training_stream
 from maskvlm_jax.data.ledger import Ledger
 from maskvlm_jax.data.scenes.source import Scenes
 from maskvlm_jax.data.sources.opening import open_source
-from maskvlm_jax.reporting import metrics
+from maskvlm_jax.runtime import metrics
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.training.progress import Progress
 from maskvlm_jax.training.step_watch import StepWatch

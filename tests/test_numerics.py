@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import recipes
-from maskvlm_jax.parallel import sharding
+from maskvlm_jax.runtime import sharding
 from maskvlm_jax.training import build
 from tests.conftest import toy_config
 

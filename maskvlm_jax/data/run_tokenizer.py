@@ -8,8 +8,7 @@ from ml_collections import ConfigDict
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.sources.training_set import TrainingSet
 from maskvlm_jax.data.tokenizer import Tokenizer
-from maskvlm_jax.parallel import processes
-from maskvlm_jax.runtime import buckets
+from maskvlm_jax.runtime import buckets, processes
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.weights import encoders
 

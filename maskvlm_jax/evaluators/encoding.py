@@ -7,7 +7,7 @@ import numpy as np
 
 from maskvlm_jax.data.evaluation_set import EvaluationSet, padded
 from maskvlm_jax.evaluators.predictor import Predictor
-from maskvlm_jax.parallel import processes
+from maskvlm_jax.runtime import processes
 
 # Pictures and captions whose projected keys and values are held at a time, pairs of them that are matched at once, and
 # batches of pairs that wait to be read.

@@ -15,10 +15,8 @@ from maskvlm_jax.evaluators import retrieval
 from maskvlm_jax.evaluators.base import Evaluator
 from maskvlm_jax.evaluators.predictor import Functions, Predictor
 from maskvlm_jax.evaluators.scored_run import ScoredRun
-from maskvlm_jax.parallel import processes
-from maskvlm_jax.reporting import metrics
-from maskvlm_jax.reporting import sheets as sheets_of
-from maskvlm_jax.runtime import files, plugins
+from maskvlm_jax.runtime import files, metrics, plugins, processes
+from maskvlm_jax.runtime import sheets as sheets_of
 from maskvlm_jax.runtime.errors import UserError, writing
 from maskvlm_jax.settings import rules
 

@@ -14,8 +14,8 @@ from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.evaluators import base, probes
 from maskvlm_jax.evaluators.predictor import Predictor
 from maskvlm_jax.objectives.base import PredictsFeatures, PredictsPixels, PredictsWords
-from maskvlm_jax.reporting import sheets
-from maskvlm_jax.reporting.sheets import INK, PALE, PAPER
+from maskvlm_jax.runtime import sheets
+from maskvlm_jax.runtime.sheets import INK, PALE, PAPER
 
 TILE, GAP, HEADER, MASK_GREY = 160, 10, 24, 128
 RIGHT, WRONG = (0, 120, 50), (190, 30, 30)

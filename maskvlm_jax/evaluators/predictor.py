@@ -12,7 +12,7 @@ from maskvlm_jax.models.fusion import PairSide
 from maskvlm_jax.models.vision import normalised
 from maskvlm_jax.objectives import base
 from maskvlm_jax.objectives.learner import Learner
-from maskvlm_jax.parallel import processes, sharding
+from maskvlm_jax.runtime import processes, sharding
 
 Arrays = Mapping[str, np.ndarray]
 

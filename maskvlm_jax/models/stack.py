@@ -10,7 +10,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from maskvlm_jax.models import auxiliary
 from maskvlm_jax.models.block import BlockSpec, block_class
-from maskvlm_jax.parallel.sharding import split_rows
+from maskvlm_jax.runtime.sharding import split_rows
 
 REMAT_POLICIES = {
     "none": None,

@@ -26,7 +26,7 @@ from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives import base
 from maskvlm_jax.objectives.context import Context
 from maskvlm_jax.objectives.reduce import masked_mean
-from maskvlm_jax.parallel import sharding
+from maskvlm_jax.runtime import sharding
 
 
 def sample_hard_negatives(

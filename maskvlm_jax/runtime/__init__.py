@@ -1,1 +1,1 @@
-"""The process and the machine under it: errors, files, buckets, signals, settings of libraries."""
+"""What a run stands on: the process and its machine, devices and other processes, files, buckets, lines and metrics."""

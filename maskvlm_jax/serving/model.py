@@ -15,8 +15,7 @@ import numpy as np
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.evaluators.predictor import Functions, Predictor
 from maskvlm_jax.objectives.base import PredictsPixels, PredictsWords, ScoresPairs, TrainsEmbeddings, label_of
-from maskvlm_jax.parallel import sharding
-from maskvlm_jax.runtime import buckets
+from maskvlm_jax.runtime import buckets, sharding
 from maskvlm_jax.serving import functions, pictures, rebuilding
 from maskvlm_jax.serving.pictures import OnError, Picture
 from maskvlm_jax.serving.runner import Arrays, Runner, many_texts
@@ -273,7 +272,7 @@ class Model:
         Raises:
             UserError: the folder exists or cannot be written.
         """
-        from maskvlm_jax.training import exporting  # reads the model anew, as it is stored
+        from maskvlm_jax.export import exporting  # reads the model anew, as it is stored
 
         exporting.export(
             str(self._folder), os.fspath(folder), step=self._step, weights=self._weights, stablehlo=stablehlo

@@ -169,7 +169,7 @@ def _last_line(error: Exception, path: str) -> str:
 
 def join() -> None:
     """Joins the processes of a run, as the flags say; see `processes.join`."""
-    from maskvlm_jax.parallel import processes  # not above, see `_joined`
+    from maskvlm_jax.runtime import processes  # not above, see `_joined`
 
     processes.join(_COORDINATOR.value, processes=_PROCESSES.value, process=_PROCESS.value, timeout=_TIMEOUT.value)
 
@@ -217,8 +217,8 @@ def run(work: Callable[[], None], *, resumes: bool = False) -> int:
 
 
 def _joined() -> ModuleType | None:
-    """`parallel.processes` once `join` was called; before, help and mistyped flags are answered without JAX."""
-    return sys.modules.get("maskvlm_jax.parallel.processes")
+    """`runtime.processes` once `join` was called; before, help and mistyped flags are answered without JAX."""
+    return sys.modules.get("maskvlm_jax.runtime.processes")
 
 
 def _finish(status: int) -> int:

@@ -13,8 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from maskvlm_jax.parallel import processes
-from maskvlm_jax.runtime import buckets
+from maskvlm_jax.runtime import buckets, processes
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import upgrade
 from maskvlm_jax.settings.plain_values import flatten, to_json

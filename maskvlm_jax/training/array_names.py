@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from maskvlm_jax.parallel.parameters import map_by_path
 from maskvlm_jax.runtime.errors import UserError, few
+from maskvlm_jax.runtime.parameters import map_by_path
 
 _STACKED = re.compile(r"(^|/)blocks/block/")  # parameters of all layers of a stack in one array
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "embedding.weight"}

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from maskvlm_jax.data import examples, masking
 from maskvlm_jax.data.batch import FEATURES
 from maskvlm_jax.objectives.learner import Learner
-from maskvlm_jax.parallel import sharding
-from maskvlm_jax.parallel.parameters import is_frozen, map_by_path
+from maskvlm_jax.runtime import sharding
 from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.runtime.parameters import is_frozen, map_by_path
 from maskvlm_jax.training import optim, train_step
 from maskvlm_jax.training.train_step import TrainState
 

@@ -15,8 +15,7 @@ from numpy.typing import DTypeLike
 
 from maskvlm_jax.data.batch import FEATURES
 from maskvlm_jax.models.vision import normalised
-from maskvlm_jax.parallel import processes, sharding
-from maskvlm_jax.runtime import buckets
+from maskvlm_jax.runtime import buckets, processes, sharding
 from maskvlm_jax.runtime.errors import UserError, writing
 from maskvlm_jax.settings import rules
 from maskvlm_jax.training import build

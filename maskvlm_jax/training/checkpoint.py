@@ -13,8 +13,7 @@ from pathlib import Path
 from orbax.checkpoint import v1 as ocp
 
 from maskvlm_jax.objectives.feature_queue import Queue
-from maskvlm_jax.parallel import processes
-from maskvlm_jax.runtime import buckets
+from maskvlm_jax.runtime import buckets, processes
 from maskvlm_jax.runtime.errors import UserError, first_line, unwritable, writing
 from maskvlm_jax.settings import workdir as workdirs
 from maskvlm_jax.training.exported import Exported, is_export

@@ -9,10 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from maskvlm_jax.data import run_tokenizer
-from maskvlm_jax.parallel import processes
-from maskvlm_jax.parallel.parameters import map_by_path
-from maskvlm_jax.runtime import buckets, files
+from maskvlm_jax.runtime import buckets, files, processes
 from maskvlm_jax.runtime.errors import UserError, few
+from maskvlm_jax.runtime.parameters import map_by_path
 from maskvlm_jax.settings import plain_values, upgrade
 from maskvlm_jax.settings import rules as configs
 from maskvlm_jax.settings import workdir as workdirs

@@ -9,8 +9,7 @@ from maskvlm_jax.data import examples, run_tokenizer, training_stream
 from maskvlm_jax.data.sources.opening import count_trained_on, open_source, open_training_source
 from maskvlm_jax.data.sources.training_set import TrainingSet
 from maskvlm_jax.evaluators import evaluation as evaluations
-from maskvlm_jax.parallel import sharding
-from maskvlm_jax.runtime import files
+from maskvlm_jax.runtime import files, sharding
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import rules, run_length
 from maskvlm_jax.settings import workdir as workdirs

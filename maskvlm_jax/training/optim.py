@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import optax
 
-from maskvlm_jax.parallel.parameters import is_frozen, is_vector, map_by_path
 from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.runtime.parameters import is_frozen, is_vector, map_by_path
 
 # What may have been read in; the mask token never is.
 ENCODERS = r"^vlm/(image|text)_encoder/(?!mask_token$)"

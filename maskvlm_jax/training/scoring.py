@@ -14,8 +14,7 @@ from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.evaluators.evaluation import Evaluation, final_result, show
 from maskvlm_jax.evaluators.scored_run import ScoredRun
 from maskvlm_jax.objectives.learner import Learner
-from maskvlm_jax.parallel import sharding
-from maskvlm_jax.runtime import buckets
+from maskvlm_jax.runtime import buckets, sharding
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import plain_values, rules, upgrade
 from maskvlm_jax.settings import workdir as workdirs

@@ -9,8 +9,7 @@ import numpy as np
 from maskvlm_jax.data.ledger import Ledger
 from maskvlm_jax.data.sources.base import Source
 from maskvlm_jax.data.training_stream import BROKEN
-from maskvlm_jax.parallel import processes
-from maskvlm_jax.reporting import metrics
+from maskvlm_jax.runtime import metrics, processes
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.training.progress import Progress
 from maskvlm_jax.training.train_step import SIGNAL

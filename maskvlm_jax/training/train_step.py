@@ -14,8 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from maskvlm_jax.objectives.feature_queue import Queue, push
-from maskvlm_jax.parallel import processes, sharding
-from maskvlm_jax.parallel.parameters import is_frozen, map_by_path, parameter_path
+from maskvlm_jax.runtime import processes, sharding
+from maskvlm_jax.runtime.parameters import is_frozen, map_by_path, parameter_path
 from maskvlm_jax.training.accumulation import gradients_of_parts
 
 Params = Any

@@ -19,9 +19,7 @@ from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.evaluators import evaluation as evaluations
 from maskvlm_jax.evaluators.evaluation import Evaluation
 from maskvlm_jax.evaluators.scored_run import ScoredRun
-from maskvlm_jax.parallel import processes, sharding
-from maskvlm_jax.reporting import metrics
-from maskvlm_jax.runtime import files, host
+from maskvlm_jax.runtime import files, host, metrics, processes, sharding
 from maskvlm_jax.runtime.errors import Stopped
 from maskvlm_jax.runtime.stopping import StopRequest, stopping_signals
 from maskvlm_jax.settings import rules

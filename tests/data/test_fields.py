@@ -11,11 +11,11 @@ from maskvlm_jax.data import evaluation_set, examples
 from maskvlm_jax.data.evaluation_set import load_evaluation
 from maskvlm_jax.data.fields import label
 from maskvlm_jax.data.fields.base import Sizes
-from maskvlm_jax.data.packing import pieces
 from maskvlm_jax.data.rows import Rows
 from maskvlm_jax.data.scenes.source import Scenes
 from maskvlm_jax.data.sources import records
 from maskvlm_jax.data.sources.base import Listed
+from maskvlm_jax.prepare import pieces
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import plain_values, rules
 from tests.conftest import toy_config

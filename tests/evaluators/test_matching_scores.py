@@ -6,7 +6,7 @@ import pytest
 
 from maskvlm_jax.evaluators import encoding
 from maskvlm_jax.evaluators.predictor import Functions, Predictor
-from maskvlm_jax.parallel import sharding
+from maskvlm_jax.runtime import sharding
 from maskvlm_jax.training.train_step import split_model
 from tests.reference import toy
 

@@ -9,8 +9,8 @@ from maskvlm_jax.models.block import BlockSpec
 from maskvlm_jax.models.layers import Positions
 from maskvlm_jax.models.vision import ImageEncoder
 from maskvlm_jax.objectives.learner import Learner
-from maskvlm_jax.parallel import sharding
-from maskvlm_jax.parallel.parameters import is_vector
+from maskvlm_jax.runtime import sharding
+from maskvlm_jax.runtime.parameters import is_vector
 from maskvlm_jax.settings import rules
 from maskvlm_jax.training.build import model_arguments
 from maskvlm_jax.training.train_step import split_model

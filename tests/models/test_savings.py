@@ -17,7 +17,7 @@ from maskvlm_jax.models.stack import Stack, layer_keys
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives.context import Context
 from maskvlm_jax.objectives.learner import CLEAN, Learner
-from maskvlm_jax.parallel import sharding
+from maskvlm_jax.runtime import sharding
 from maskvlm_jax.training.train_step import split_model
 from tests.reference import toy
 

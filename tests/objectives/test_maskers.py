@@ -9,7 +9,7 @@ from flax import nnx
 from maskvlm_jax.models.fusion import Attention
 from maskvlm_jax.objectives.learner import Learner
 from maskvlm_jax.objectives.maskers import attended
-from maskvlm_jax.parallel import sharding
+from maskvlm_jax.runtime import sharding
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import rules
 from maskvlm_jax.training.build import model_arguments

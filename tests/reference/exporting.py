@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskvlm_jax.data import tokenizer as tokenizers
+from maskvlm_jax.export import exporting
 from maskvlm_jax.objectives.learner import Learner
-from maskvlm_jax.parallel import sharding
+from maskvlm_jax.runtime import sharding
 from maskvlm_jax.settings import plain_values, upgrade
-from maskvlm_jax.training import build, exporting, train_step
+from maskvlm_jax.training import build, train_step
 from maskvlm_jax.training.checkpoint import Checkpoints
 from maskvlm_jax.training.progress import Progress
 from tests.conftest import toy_config

@@ -10,7 +10,7 @@ from flax import nnx
 
 from maskvlm_jax.objectives.context import Context
 from maskvlm_jax.objectives.learner import Learner
-from maskvlm_jax.parallel.parameters import map_by_path, parameter_path
+from maskvlm_jax.runtime.parameters import map_by_path, parameter_path
 
 PIXELS, PATCH, WIDTH, HEADS, LENGTH, VOCAB = 16, 4, 16, 2, 9, 24
 PATCHES = (PIXELS // PATCH) ** 2

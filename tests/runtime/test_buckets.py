@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import prepare as preparing
-from maskvlm_jax.data.packing import preparation
+from maskvlm_jax.ablate import ablation
 from maskvlm_jax.data.sources import opening
 from maskvlm_jax.data.sources.opening import open_source
+from maskvlm_jax.prepare import preparation
 from maskvlm_jax.runtime import buckets
 from maskvlm_jax.runtime.errors import UserError
-from maskvlm_jax.training import ablation
 from tests.conftest import ROOT, toy_config, toy_flags
 from tests.data import hostile
 from tests.data.sources.tars import write_tar

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import ablations, common, data_sets, evaluate, pretrain, recipes
 from maskvlm_jax.objectives.learner import Learner
-from maskvlm_jax.parallel import sharding
+from maskvlm_jax.runtime import sharding
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import plain_values
 from maskvlm_jax.settings import rules as configs

@@ -7,12 +7,13 @@ import pytest
 from flax import nnx
 
 from configs import ablations, common, evaluate, finetune_retrieval, prepare, pretrain, recipes
-from maskvlm_jax.data.packing import preparation as preparing
+from maskvlm_jax.ablate import ablation
 from maskvlm_jax.objectives.learner import Learner
+from maskvlm_jax.prepare import preparation as preparing
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import plain_values, ranges, run_length
 from maskvlm_jax.settings import rules as configs
-from maskvlm_jax.training import ablation, build
+from maskvlm_jax.training import build
 from tests.conftest import toy_config
 
 

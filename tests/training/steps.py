@@ -11,7 +11,7 @@ from maskvlm_jax.data import training_stream
 from maskvlm_jax.data.scenes.source import Scenes
 from maskvlm_jax.data.sources.training_set import Limited
 from maskvlm_jax.objectives.learner import Learner
-from maskvlm_jax.parallel import sharding
+from maskvlm_jax.runtime import sharding
 from maskvlm_jax.training import build, train_step
 from tests.data.streaming import fields, make_tokenizer
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from maskvlm_jax.data.batch import FEATURES
-from maskvlm_jax.parallel import sharding
+from maskvlm_jax.runtime import sharding
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.training import build, cached_features
 from maskvlm_jax.training.cached_features import CachedFeatures

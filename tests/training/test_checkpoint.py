@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from maskvlm_jax.parallel import sharding
+from maskvlm_jax.runtime import sharding
 from maskvlm_jax.training import build, train_step
 from maskvlm_jax.training.checkpoint import Checkpoints
 from maskvlm_jax.training.progress import Progress

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from maskvlm_jax.objectives.learner import Output
-from maskvlm_jax.parallel import sharding
+from maskvlm_jax.runtime import sharding
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.training.optim import make_optimizer, make_schedule
 from maskvlm_jax.training.train_step import describe_state, make_train_step, split_model

@@ -12,10 +12,9 @@ from maskvlm_jax.data.batch import HOST_KEYS
 from maskvlm_jax.data.sources.opening import open_source
 from maskvlm_jax.data.sources.training_set import Limited
 from maskvlm_jax.objectives.learner import Learner
-from maskvlm_jax.parallel import sharding
-from maskvlm_jax.parallel.parameters import parameter_path
-from maskvlm_jax.runtime import files
+from maskvlm_jax.runtime import files, sharding
 from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.runtime.parameters import parameter_path
 from maskvlm_jax.settings import plain_values
 from maskvlm_jax.settings import rules as configs
 from maskvlm_jax.training import build, initial_state, loop, train_step

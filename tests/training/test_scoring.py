@@ -14,7 +14,7 @@ from maskvlm_jax.evaluators import encoding, retrieval
 from maskvlm_jax.evaluators.evaluation import Evaluation, final_result
 from maskvlm_jax.evaluators.scored_run import ScoredRun
 from maskvlm_jax.objectives.learner import Learner
-from maskvlm_jax.parallel import sharding
+from maskvlm_jax.runtime import sharding
 from maskvlm_jax.training import build
 from maskvlm_jax.training.train_step import split_model
 from tests.conftest import toy_config

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskvlm_jax.parallel import sharding
-from maskvlm_jax.planning.hlo import Collective, Program
+from maskvlm_jax.plan.hlo import Collective, Program
+from maskvlm_jax.runtime import sharding
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.training import build, train_step
 from tests.conftest import toy_config

@@ -16,10 +16,10 @@ import tensorflow_datasets as tfds
 from configs import prepare as prepare_config
 from configs import pretrain
 from maskvlm_jax.data import training_stream
-from maskvlm_jax.data.packing import preparation
 from maskvlm_jax.data.sources.base import Source
 from maskvlm_jax.data.sources.opening import open_source
 from maskvlm_jax.data.sources.training_set import Limited
+from maskvlm_jax.prepare import preparation
 from tests.data.hostile import encoded, picture
 from tests.data.sources.tfds_sets import make_set
 from tests.data.streaming import make_example, make_tokenizer

@@ -9,10 +9,10 @@ import pytest
 from configs import prepare as prepare_config
 from configs import pretrain
 from maskvlm_jax.data import training_stream
-from maskvlm_jax.data.packing import preparation
 from maskvlm_jax.data.sources import opening
 from maskvlm_jax.data.sources.opening import open_source
 from maskvlm_jax.data.sources.training_set import Limited
+from maskvlm_jax.prepare import preparation
 from maskvlm_jax.runtime.errors import UserError
 from tests.data.hostile import encoded, picture
 from tests.data.streaming import make_example, make_tokenizer

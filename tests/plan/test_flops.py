@@ -1,0 +1,126 @@
+"""The analytic count of FLOPs against the products in the program that jax traces; nothing is compiled or run."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.interpreters import partial_eval
+
+from configs import pretrain
+from maskvlm_jax.data.examples import batch_shapes
+from maskvlm_jax.objectives.learner import Learner
+from maskvlm_jax.plan import flops
+from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.training import build
+from tests.conftest import toy_config
+
+BATCH_SIZE = 6
+
+
+def alone(label: str) -> dict[str, float]:
+    """Weight 0 for every objective but one."""
+    labels = {"contrastive", "masked_image", "masked_text", "matching"}
+    return {f"objectives__{other}__weight": 0.0 for other in labels - {label}}
+
+
+CONFIGS = {
+    "toy": {},
+    "other_shapes": {
+        "model__fusion__depth": 4,
+        "objectives__masked_image__decoder__depth": 3,
+        "model__text__depth": 2,
+        "model__image__mlp_ratio": 2,
+        "model__fusion__mlp_ratio": 3,
+        "model__text__mlp_ratio": 5,
+        "model__text__norm": "pre",
+        "model__shared__unroll": True,
+        "objectives__masked_text__tie": True,
+    },
+    "one_cross_block": {"model__fusion__depth": 1},
+    "both_masked": {"objectives__masked_image__other": "masked", "objectives__masked_text__other": "masked"},
+    "more_tokens": {"model__image__registers": 3, "model__image__distillation_token": True},
+    "pooled": {"model__pooling__image": "both", "model__pooling__text": "mean", "model__pooling__layers": 2},
+    "contrastive_alone": alone("contrastive"),
+    "masked_image_alone": alone("masked_image"),
+    "masked_text_alone": alone("masked_text"),
+    "matching_alone": alone("matching"),
+}
+
+
+def shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
+    config.batch_size = BATCH_SIZE
+    arrays = batch_shapes(config)
+    return {name: jax.ShapeDtypeStruct(*array) for name, array in arrays.items()}
+
+
+def traced_gflops(config, *, training: bool = False) -> float:
+    """GFLOP a pair of the traced loss, or of its value and gradient."""
+    arguments = build.model_arguments(config)
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: Learner(**arguments, rngs=nnx.Rngs(0))))
+
+    def loss(params, batch, key):
+        return nnx.merge(graphdef, params)(batch, key)[0]
+
+    function = jax.value_and_grad(loss) if training else loss
+    traced = jax.make_jaxpr(function)(params, shapes(config), jax.eval_shape(jax.random.key, 0)).jaxpr
+    used, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))  # XLA leaves out what nothing reads
+    return flops.traced_flops(used) / BATCH_SIZE / 1e9
+
+
+def patch_embedding_gflops(config) -> float:
+    """Of one view."""
+    image = config.model.image
+    return flops.dense((image.image_size // image.patch) ** 2, 3 * image.patch**2, image.width) / 1e9
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_forward_flops_are_those_of_the_traced_program(name):
+    config = toy_config(**CONFIGS[name])
+    assert sum(flops.flops_per_pair(config, BATCH_SIZE).values()) == pytest.approx(traced_gflops(config), rel=1e-9)
+
+
+def test_forward_flops_of_the_paper_s_size():
+    config = pretrain.get_config("size=base,data=coco")
+    assert sum(flops.flops_per_pair(config, BATCH_SIZE).values()) == pytest.approx(traced_gflops(config), rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "views"), [("other_shapes", 2), ("contrastive_alone", 1)])
+def test_training_flops_leave_out_the_gradient_of_pixels_alone(name, views):
+    config = toy_config(**CONFIGS[name])
+    expected = traced_gflops(config, training=True) + views * patch_embedding_gflops(config)
+    assert flops.train_flops_per_pair(config, BATCH_SIZE) == pytest.approx(expected, rel=1e-9)
+
+
+def test_training_flops_of_a_named_size_are_three_times_the_forward_pass():
+    config = pretrain.get_config("size=tiny,data=scenes")
+    traced = traced_gflops(config, training=True)
+    assert flops.train_flops_per_pair(config, BATCH_SIZE) == pytest.approx(traced, rel=0.02)
+
+
+def test_a_part_for_every_objective_that_has_a_weight():
+    parts = flops.flops_per_pair(toy_config(objectives__matching__weight=0.0), BATCH_SIZE)
+    assert list(parts) == ["image_encoder", "text_encoder", "memory", "contrastive", "masked_image", "masked_text"]
+    assert all(value > 0 for value in parts.values())
+
+
+def test_the_batch_counts_in_the_similarity_alone():
+    small, large = (flops.flops_per_pair(toy_config(), size) for size in (8, 16))
+    assert {name for name in small if small[name] != large[name]} == {"contrastive"}
+
+
+def test_an_unknown_objective_is_told():
+    with pytest.raises(UserError, match="captioning"):
+        flops.flops_per_pair(toy_config(objectives__matching__name="captioning"), BATCH_SIZE)
+
+
+def test_traced_flops_by_hand():
+    x, w = jnp.ones((3, 4)), jnp.ones((4, 4))
+
+    def run(x, w):
+        once = jax.lax.scan(lambda x, _: (x @ w, None), x, length=5)[0]  # 5 products
+        again = jax.checkpoint(lambda x: x @ w)(once)
+        return jax.lax.cond(jnp.sum(again) > 0, lambda x: x @ w @ w, lambda x: x, again)  # the dearer branch: 2
+
+    assert flops.traced_flops(jax.make_jaxpr(run)(x, w).jaxpr) == (5 + 1 + 2) * 2 * 3 * 4 * 4
+    batched = jax.make_jaxpr(lambda a, b: jnp.einsum("bij,bkj->bik", a, b))(jnp.ones((2, 3, 5)), jnp.ones((2, 7, 5)))
+    assert flops.traced_flops(batched.jaxpr) == 2 * 2 * 3 * 5 * 7
