@@ -41,6 +41,21 @@ TOY = {
 }
 
 
+# Files that take minutes: the workers begin with these, so that none is left with one when the others have nothing.
+LONG = ("training/test_train_step", "test_failures", "training/test_resume", "runtime/test_buckets", "test_frozen")
+LONG += ("models/test_joint", "export/test_exporting", "test_benchmarks", "training/test_freeze", "test_how_to_add")
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist, which would begin with the files of most tests
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    rank = {str(ROOT / "tests" / f"{name}.py"): place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(str(item.path), len(rank)))
+
+
 def toy_flags(**values) -> list[str]:
     """--config flags of the toy run; keyword names write dots as two underscores."""
     merged = TOY | {name.replace("__", "."): value for name, value in values.items()}

@@ -37,6 +37,7 @@ def test_kinds_of_kernels_and_their_own_times():
     assert times == {"outer": 5.0, "inner": 5.0, "next": 1.0}
 
 
+@pytest.mark.slow
 def test_profile_step_accounts_for_all_cores(benchmark):
     values = {name: value for name, value in TOY.items() if name.startswith(("model.", "objectives."))}
     settings = [flag for name, value in values.items() for flag in ("--set", f"{name}={value}")]

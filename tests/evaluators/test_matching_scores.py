@@ -31,7 +31,7 @@ def scores(model, mesh) -> tuple[np.ndarray, np.ndarray]:
         return encoding.match_scores(predictor, image, text, captions["token_valid"], wanted), wanted
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_scores_in_blocks_are_those_of_each_pair_alone(model, devices, monkeypatch):
     for name, size in (("IMAGE_BLOCK", 2), ("TEXT_BLOCK", 3), ("PAIR_BATCH", 2), ("MOST_UNDER_WAY", 1)):
         monkeypatch.setattr(encoding, name, size)

@@ -33,6 +33,7 @@ def test_every_path_knows_the_home_folder(tmp_path, cli_environment):
     assert json.loads((tmp_path / "runs" / "a" / "config.json").read_text())["data"]["root"] == str(root)
 
 
+@pytest.mark.slow
 def test_a_locale_without_letters_ends_no_run(tmp_path, cli_environment):
     root = pictures(tmp_path / "data", NAMES, captions="ein schöner grüner Käfer {}")
     flags = toy_flags(data__root=str(root), data__captions="captions.csv")

@@ -65,6 +65,7 @@ def test_expressions_that_cannot_be_meant_are_refused(freeze, message):
         build.frozen_parameters(config)
 
 
+@pytest.mark.slow
 def test_a_run_tells_what_is_frozen_and_goes_on(cli, tmp_path):
     flags = [
         "--config=configs/pretrain.py",

@@ -48,6 +48,7 @@ def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(finished_run, cl
     same_as_straight(copy_of_run, finished_run[0])
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_a_kill_cut_off_is_made_again_and_told_once(finished_run, cli_environment, copy_of_run):
     for folder in ("checkpoints/4", "checkpoints/6", "best"):  # killed between the checkpoint of step 3 and its scores
         shutil.rmtree(copy_of_run / folder)
@@ -98,6 +99,7 @@ def test_evaluating_a_damaged_checkpoint_is_one_clear_line(cli, copy_of_run):
     assert "checkpoints/6 cannot be read" in process.stderr and process.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_may_start_from_another_run_s_parameters(finished_run, cli, tmp_path):
     straight = tmp_path / "other"
     shutil.copytree(finished_run[0], straight)

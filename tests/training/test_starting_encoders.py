@@ -61,6 +61,7 @@ def test_the_state_holds_what_was_read_and_new_parameters_for_the_rest(text_fold
     assert "the text encoder starts from " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_from_the_command_line_goes_on_and_names_its_encoders(text_folder, cli, tmp_path):
     flags = toy_flags(
         steps=4, init__image=str(FOLDER / "vit"), init__text=str(text_folder), evaluation__extra_splits="()"

@@ -173,6 +173,7 @@ def test_each_objective_can_be_trained_alone(label):
     assert {name.split("/")[0] for name in told if "/" in name} == {label}
 
 
+@pytest.mark.slow
 def test_both_modalities_can_be_masked_at_once():
     config = toy_config(objectives__masked_image__other="masked", objectives__masked_text__other="masked")
     assert np.isfinite(first_loss(config)["loss"])

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from configs import data_sets
 from maskvlm_jax.data.sources import opening
 from maskvlm_jax.data.sources.files import Files
@@ -36,6 +38,7 @@ def test_of_a_mixture_the_scored_set_is_looked_at(tmp_path):
     assert opening.count_trained_on(limited, {"val": (scored, 0)}, part="files") == {"val": 1}
 
 
+@pytest.mark.slow
 def test_a_set_without_splits_says_that_it_scores_what_it_trained_on(tmp_path, cli):
     root = pictures(tmp_path / "data", NAMES)
     flags = toy_flags(data__root=str(root), data__splits="{}", data__captions="captions.csv")
