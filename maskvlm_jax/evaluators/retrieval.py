@@ -72,7 +72,9 @@ class Evaluator(base.Evaluator):
         try:
             data = self.run.data(options["validation_split"])
         except UserError as error:
-            print(f"re-ranked by {trained_for.name}, as the split {options['during']} cannot be read: {error}")
+            print(
+                f"re-ranked by {trained_for.name}, as the split {options['validation_split']} cannot be read: {error}"
+            )
             return trained_for
         data = data.first(min(options["choose_images"] or len(data.images), len(data.images)))
         recalls = compare_scores(predictor, data, batch_size=options["batch_size"], k=options["rerank_k"])

@@ -75,7 +75,7 @@ def test_where_no_other_split_can_choose_the_formula_is_that_of_training(
     evaluation, params = evaluation_of(setting, validation_split=during)
     evaluation.run.config.objectives.matching.hardness = hardness
     assert choose(evaluation, params) == (expected, None)
-    assert ("re-ranked by" in capsys.readouterr().out) == (during == "dev")
+    assert (f"re-ranked by {expected}, as the split dev cannot be read" in capsys.readouterr().out) == (during == "dev")
 
 
 @pytest.mark.parametrize("score", retrieval.SCORES)
