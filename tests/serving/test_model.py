@@ -1,6 +1,7 @@
 """The Python API gives what the model's own functions give, of whatever form pictures and texts are."""
 
 import io
+import json
 import warnings
 
 import jax
@@ -238,3 +239,43 @@ def test_a_model_is_saved_as_an_export(model, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         exports.FOLDER / "albef" / "model.safetensors"
     ).read_bytes()
+
+
+def test_recalls_through_the_api_are_those_of_the_evaluation(finished_run):
+    """The first stage by vectors, the second by matching, as a user would compute them."""
+    workdir = finished_run[0]
+    result = json.loads((workdir / "result.json").read_text())
+    metrics, model = result["metrics"], maskvlm_jax.load(workdir)
+    count, k = 12, 4  # of the toy run: evaluation.limit and evaluation.rerank_k
+    source = Scenes(split="test", image_size=32)
+    pictures, texts = zip(*[(source[i]["image"], source[i]["captions"][0]) for i in range(count)], strict=True)
+    cosines = model.similarity(model.encode_images(pictures), model.encode_texts(texts))
+
+    def recalls(of_image, of_text, prefix=""):
+        """Ranks of the own caption of each picture, and of the own picture of each caption; equals count before it."""
+        ranks = {"i2t": [(row >= row[i]).sum() - 1 for i, row in enumerate(of_image)]}
+        ranks["t2i"] = [(row >= row[i]).sum() - 1 for i, row in enumerate(of_text)]
+        return {
+            f"{prefix}{way}_r{n}": 100 * np.mean(np.array(rows) < n) for way, rows in ranks.items() for n in (1, 5, 10)
+        }
+
+    first = recalls(cosines, cosines.T)
+    assert first == {name: metrics[name] for name in first}
+    pairs = [(i, j) for i in range(count) for j in range(count)]
+    match = model.match([pictures[i] for i, _ in pairs], [texts[j] for _, j in pairs]).reshape(count, count)
+    odds = np.log(match) - np.log1p(-match)
+    formula = result["protocol"]["rerank_score"]
+    score = odds + {"itm": 0, "itm+cosine": cosines, "itm+itc": cosines / model.temperature}[formula]
+
+    def second(score, cosine):
+        """Above all others the k nearest, in the order of the score."""
+        rows = []
+        for own, near in zip(score, cosine, strict=True):
+            top = np.argsort(-near, kind="stable")[:k]
+            row = near - 1000
+            row[top] = own[top]
+            rows.append(row)
+        return rows
+
+    again = recalls(second(score, cosines), second(score.T, cosines.T), "rerank_")
+    assert again == {name: metrics[name] for name in again}
