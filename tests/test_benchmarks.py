@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import compare_torch, loss_gradients, rerank, shapes, train_step
+from benchmarks import compare_torch, loss_gradients, rerank, serving, shapes, train_step
 from configs import pretrain
 from maskvlm_jax.objectives.masked_positions import masked_token_capacity
 from maskvlm_jax.runtime.errors import UserError
@@ -190,6 +190,17 @@ def test_rerank_tells_every_k(benchmark, finished_run):
     positive = *(row[name] for row in (few, many) for name in ("seconds", "pairs_per_second")), result["encode_seconds"]
     assert all(value > 0 for value in (*positive, result["bound_pairs_per_second"]))
     assert len(rerank.table(result).splitlines()) == 7  # what was scored, a gap, two of head, none, two of k
+
+
+def test_serving_tells_speed_and_the_time_to_a_first_result(benchmark):
+    export = ROOT / "tests" / "reference" / "exports" / "albef"
+    process = benchmark("serving.py", export, "--pictures", 5, "--batch-size", 2, "--json")
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    assert set(result["pictures_per_second"]) == {"reading", "forward", "encode_images"}
+    positive = *result["pictures_per_second"].values(), result["first_result_seconds"], result["of_the_slower"]
+    assert min(positive) > 0
+    assert len(serving.table(result).splitlines()) == 7
 
 
 @pytest.mark.slow
