@@ -140,7 +140,8 @@ def set_size(config: ConfigDict, name: str) -> None:
     # Here `kind` is that of the fusion, which a recipe sets.
     config.model.fusion = ConfigDict({"depth": size.cross, "norm": norm, **transformer, "block_kind": "dense"})
     config.model.embed = size.embed
-    # What becomes a vector of it: first (class or start token) | mean (of patches, of words) | both; by 1 or 2 layers.
+    # What becomes a vector of it: first (class or start token) | mean (of patches, of words) | both | attention
+    # (of learned queries) | first+attention; by 1 or 2 layers.
     config.model.pooling = ConfigDict({"image": "first", "text": "first", "layers": 1})
     if name == "encoders":
         # Sentence encoders are made for the mean of their words, and DINOv2's patches add to its class token.

@@ -1,4 +1,4 @@
-"""A model of maskvlm_jax in PyTorch: this file, torch and safetensors are all that it needs.
+"""A model of maskvlm_jax in PyTorch: this file, torch and safetensors are all that it needs, so it is a long one.
 
     model = MaskVLM.load("FOLDER")                    # of an export
     images = model.encode_images(pixels)              # (B, E), unit length
@@ -157,6 +157,21 @@ class TextEncoder(Stack):
         return self.run(self.embedding_norm(x), valid)
 
 
+class AttentionPool(nn.Module):
+    """A sequence by what the learned query of each head attends to."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.query, self.value = nn.Parameter(torch.empty(heads, width)), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        heads = len(self.query)
+        logits = (x @ self.query.T).masked_fill(~valid[:, :, None], float("-inf"))
+        mean = torch.einsum("bsh,bsd->bhd", logits.softmax(1), x)
+        values = self.value.weight.view(heads, -1, x.shape[-1])
+        return torch.einsum("bhd,hkd->bhk", mean, values).flatten(1) + self.value.bias
+
+
 class Projection(nn.Module):
     """Two dense layers with a GELU between them."""
 
@@ -225,7 +240,10 @@ class MaskVLM(nn.Module):
         if embed:
             head = Projection if self.pooling["layers"] == 2 else nn.Linear
             for modality, spec in (("image", image), ("text", text)):
-                width = spec["width"] * (2 if self.pooling[modality] == "both" else 1)
+                kind = self.pooling[modality]
+                if "attention" in kind:
+                    setattr(self, f"{modality}_attention", AttentionPool(spec["width"], spec["heads"]))
+                width = spec["width"] * (2 if kind in ("both", "first+attention") else 1)
                 setattr(self, f"{modality}_projection", head(width, embed))
         temperature = weights.get("temperature", torch.ones(()))
         self.temperature = float(temperature.exp() if model["temperature_scale"] == "log" else temperature)
@@ -255,17 +273,21 @@ class MaskVLM(nn.Module):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B, E) of unit length."""
         x = self.image_encoder(pixels)
-        return self._embedded("image", x, x[:, self.image_encoder.prefix :].mean(1))
+        valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        return self._embedded("image", x, valid, x[:, self.image_encoder.prefix :].mean(1))
 
     def encode_texts(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """(B, E) of unit length; the mean is over words, start and end token."""
         x, shown = self.text_encoder(tokens, valid.bool()), valid[:, :, None].to(torch.float32)
-        return self._embedded("text", x, (x * shown).sum(1) / shown.sum(1))
+        return self._embedded("text", x, valid.bool(), (x * shown).sum(1) / shown.sum(1))
 
-    def _embedded(self, modality: str, x: Tensor, mean: Tensor) -> Tensor:
+    def _embedded(self, modality: str, x: Tensor, valid: Tensor, mean: Tensor) -> Tensor:
         if not self.embed:
             raise ValueError("this model has no contrastive space")
-        pooled = {"first": x[:, 0], "mean": mean, "both": torch.cat([x[:, 0], mean], 1)}[self.pooling[modality]]
+        kind = self.pooling[modality]
+        other = getattr(self, f"{modality}_attention")(x, valid) if "attention" in kind else mean
+        pooled = x[:, 0] if kind == "first" else other
+        pooled = torch.cat([x[:, 0], pooled], 1) if kind in ("both", "first+attention") else pooled
         return F.normalize(getattr(self, f"{modality}_projection")(pooled), dim=1)
 
     def match(self, pixels: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskvlm_jax.models.activations import activate
-from maskvlm_jax.models.layers import Dense
+from maskvlm_jax.models.layers import Dense, token_init
+
+KINDS = ("first", "mean", "both", "attention", "first+attention")
+_OF_TWO = ("both", "first+attention")  # vectors side by side
 
 
 class Projection(nnx.Module):
@@ -19,24 +22,63 @@ class Projection(nnx.Module):
         return self.last(activate(self.hidden(x_BD), "gelu"))
 
 
+class AttentionPool(nnx.Module):
+    """The positions of a sequence by what the learned query of each head attends to, (B, D).
+
+    The pooling of CoCa (Yu et al. 2022, arXiv 2205.01917) with one query, without the norm behind it. There is no
+    projection of keys: q_h · (W_h x) is a product of x with one vector, and that is what is learned.
+    """
+
+    def __init__(self, width: int, heads: int, *, init_std: float, rngs: nnx.Rngs):
+        self.query = nnx.Param(token_init()(rngs.params(), (heads, width), jnp.float32))
+        self.value = Dense(width, width, init_std=init_std, exact=True, rngs=rngs)
+
+    def __call__(self, x_BSD: jax.Array, valid_BS: jax.Array | None = None) -> jax.Array:
+        x_BSD, heads = x_BSD.astype(jnp.float32), len(self.query[...])
+        logits_BHS = jnp.einsum("BSD,HD->BHS", x_BSD, self.query[...], precision=jax.lax.Precision.HIGHEST)
+        if valid_BS is not None:
+            logits_BHS = jnp.where(valid_BS[:, None], logits_BHS, -jnp.inf)
+        weights_BHS = jax.nn.softmax(logits_BHS, axis=-1)
+        # The average first, then each head's values of it: the same, and the values of every position are not computed.
+        mean_BHD = jnp.einsum("BHS,BSD->BHD", weights_BHS, x_BSD, precision=jax.lax.Precision.HIGHEST)
+        kernel_DHK = self.value.kernel[...].reshape(x_BSD.shape[-1], heads, -1)
+        value_BHK = jnp.einsum("BHD,DHK->BHK", mean_BHD, kernel_DHK, precision=jax.lax.Precision.HIGHEST)
+        return value_BHK.reshape(len(x_BSD), -1) + self.value.bias[...]
+
+
+def attention_pool(width: int, heads: int, *, kind: str, init_std: float, rngs: nnx.Rngs) -> AttentionPool | None:
+    """What a kind of pooling learns; None of those that learn nothing."""
+    return AttentionPool(width, heads, init_std=init_std, rngs=rngs) if "attention" in kind else None
+
+
 def projection(width: int, embed: int, *, kind: str, layers: int, **options) -> nnx.Module:
     """What maps a pooled sequence of vectors of a width into the contrastive space: a dense layer, or two."""
-    width = 2 * width if kind == "both" else width
+    width = 2 * width if kind in _OF_TWO else width
     return (Projection if layers == 2 else Dense)(width, embed, **options)
 
 
-def pool(x_BSD: jax.Array, kind: str, *, before: int = 0, valid_BS: jax.Array | None = None) -> jax.Array:
+def pool(
+    x_BSD: jax.Array,
+    kind: str,
+    attention: AttentionPool | None = None,
+    *,
+    before: int = 0,
+    valid_BS: jax.Array | None = None,
+) -> jax.Array:
     """One float32 vector a sequence, (B, D), or (B, 2 D).
 
     Args:
         kind: "first", its first position; "mean", of the positions from `before` on that are valid; "both", one beside
-            the other.
+            the other; "attention", what `attention` makes of all that are valid; "first+attention", both.
         before: positions that are no patch.
         valid_BS: which positions are real; None = all.
     """
     first_BD = x_BSD[:, 0].astype(jnp.float32)
     if kind == "first":
         return first_BD
+    if attention is not None:
+        attended_BD = attention(x_BSD, valid_BS)
+        return attended_BD if kind == "attention" else jnp.concatenate([first_BD, attended_BD], axis=1)
     rest_BSD = x_BSD[:, before:].astype(jnp.float32)
     where = None if valid_BS is None else valid_BS[:, before:, None]
     mean_BD = jnp.mean(rest_BSD, axis=1, where=where)

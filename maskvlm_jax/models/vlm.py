@@ -11,7 +11,7 @@ from flax import nnx
 from maskvlm_jax.models.block import BlockSpec
 from maskvlm_jax.models.fusion import CrossFusion, Lengths
 from maskvlm_jax.models.joint import AutoencoderFusion, JointFusion
-from maskvlm_jax.models.pooling import pool, projection
+from maskvlm_jax.models.pooling import attention_pool, pool, projection
 from maskvlm_jax.models.text import TextEncoder
 from maskvlm_jax.models.vision import ImageEncoder
 
@@ -34,7 +34,8 @@ class VLM(nnx.Module):
         shared_mask: hidden image positions enter as the word embedding of the mask token (MLIM), not as a token of
             their own.
         pooling: how a sequence becomes a vector of the contrastive space: `image` and `text`, each "first" (class or
-            start token), "mean" (of the patches, of the words with start and end) or "both"; `layers`: 1 or 2.
+            start token), "mean" (of the patches, of the words with start and end), "both", "attention" or
+            "first+attention" (see `models.pooling`); `layers`: 1 or 2.
         shared: values that all blocks have: init_std, remat, unroll, dtype.
     """
 
@@ -62,6 +63,10 @@ class VLM(nnx.Module):
         self.image_projection = projection(image_blocks.width, embed, kind=image_kind, **head) if embed else None
         self.text_projection = projection(text_blocks.width, embed, kind=text_kind, **head) if embed else None
         self.image_pooling, self.text_pooling = image_kind, text_kind
+        options = {"init_std": shared["init_std"], "rngs": rngs}
+        of_image = attention_pool(image_blocks.width, image_blocks.heads, kind=image_kind, **options) if embed else None
+        of_text = attention_pool(text_blocks.width, text_blocks.heads, kind=text_kind, **options) if embed else None
+        self.image_attention, self.text_attention = of_image, of_text
         self.log_scale = temperature_scale == "log"
         start = math.log(temperature) if self.log_scale else temperature
         # A strong float32: a weak-typed scalar would compile the step twice.
@@ -83,11 +88,12 @@ class VLM(nnx.Module):
 
     def project_image(self, image_BSD: jax.Array) -> jax.Array:
         """image_BE before its length is made one."""
-        return self.image_projection(pool(image_BSD, self.image_pooling, before=self.image_encoder.prefix))
+        prefix = self.image_encoder.prefix
+        return self.image_projection(pool(image_BSD, self.image_pooling, self.image_attention, before=prefix))
 
     def project_text(self, text_BLD: jax.Array, valid_BL: jax.Array) -> jax.Array:
         """text_BE before its length is made one."""
-        return self.text_projection(pool(text_BLD, self.text_pooling, valid_BS=valid_BL))
+        return self.text_projection(pool(text_BLD, self.text_pooling, self.text_attention, valid_BS=valid_BL))
 
     def current_temperature(self) -> jax.Array:
         """τ of the similarity, a scalar in `TEMPERATURE_RANGE`."""

@@ -145,12 +145,16 @@ class _Count:
         return fusion + dense(read, self._text.width, self._text.vocab_size)
 
     def _contrastive(self, options: Any) -> float:
-        projections = self._projection(self._image.width, "image") + self._projection(self._text.width, "text")
+        projections = self._projection(self._image, self._image_length, "image")
+        projections += self._projection(self._text, self._text_length, "text")
         return projections + dense(1, self._embed, self._batch_size)
 
-    def _projection(self, width: int, modality: str) -> float:
-        width = 2 * width if self._pooling[modality] == "both" else width
-        return (self._pooling.layers - 1) * dense(1, width, width) + dense(1, width, self._embed)
+    def _projection(self, part: Any, length: int, modality: str) -> float:
+        width, kind, pooled = part.width, self._pooling[modality], 0.0
+        if "attention" in kind:
+            pooled = dense(length, width, part.heads) + dense(part.heads, length, width) + dense(1, width, width)
+        width = 2 * width if kind in ("both", "first+attention") else width
+        return pooled + (self._pooling.layers - 1) * dense(1, width, width) + dense(1, width, self._embed)
 
     def _matching(self, options: Any) -> float:
         image, text = self._image_length, self._text_length

@@ -9,7 +9,7 @@ import jax
 # Last parts of the paths of vectors that are learned as they are: biases, norms, tokens, positions, the temperature.
 # They do not decay towards zero, and every device holds them whole.
 VECTORS = ("bias", "scale", "position", "temperature", "image_type", "text_type")
-VECTORS += ("class_token", "distillation_token", "register_tokens", "mask_token")
+VECTORS += ("class_token", "distillation_token", "register_tokens", "mask_token", "query")
 
 
 def is_vector(path: str) -> bool:

@@ -47,7 +47,7 @@ def objective_class(name: str) -> Any:
     return plugins.load("maskvlm_jax.objectives", name, "Objective", "objective")
 
 
-_POOLED = ("first", "mean", "both")
+_POOLED = ("first", "mean", "both", "attention", "first+attention")
 _BLOCK_CHOICES = {"norm": ("pre", "post"), "activation": ("gelu", "gelu_tanh", "quick_gelu")}
 
 
@@ -173,9 +173,13 @@ def _check_kind(name: str, block: ConfigDict, *, cross: bool) -> None:
 def _check_fusion(config: ConfigDict) -> None:
     """Fields that a fusion shares with encoders and masks."""
     image, fusion, masking = config.model.image, config.model.fusion, config.masking
-    first = bool(config.model.embed) and config.model.pooling.image != "mean"
+    first = bool(config.model.embed) and config.model.pooling.image not in ("mean", "attention")
     if not image.class_token and (first or fusion.kind == "cross"):
-        reader = "the cross fusion reads" if fusion.kind == "cross" else "model.pooling.image=first and both read"
+        reader = (
+            "the cross fusion reads"
+            if fusion.kind == "cross"
+            else f"model.pooling.image={config.model.pooling.image} reads"
+        )
         raise UserError(f"the image encoder has no class token (model.image.class_token=False), which {reader}")
     if image.distillation_token and not image.class_token:
         raise UserError("model.image.distillation_token follows a class token; set model.image.class_token to True")

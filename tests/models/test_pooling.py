@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maskvlm_jax.models.pooling import pool
+from maskvlm_jax.models.pooling import AttentionPool, pool
 from maskvlm_jax.objectives.learner import Learner
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import rules
@@ -29,6 +29,28 @@ def test_the_mean_is_of_valid_positions_alone():
         pool(X, "both", before=1), np.concatenate([X[:, 0], X[:, 1:].mean(axis=1)], 1), rtol=1e-5
     )
     assert pool(jnp.asarray(X, jnp.bfloat16), "both").dtype == jnp.float32
+
+
+def test_attention_pools_what_each_query_attends_to():
+    """Against the attention that it is short for: keys and values of every position, one query a head."""
+    rng, heads, width = np.random.default_rng(1), 2, 4
+    pooling = AttentionPool(width, heads, init_std=0.0, rngs=nnx.Rngs(0))
+    query_HK, key_HDK = rng.normal(size=(heads, 3)), rng.normal(size=(heads, width, 3))
+    value_DD, bias_D = rng.normal(size=(width, width)), rng.normal(size=width)
+    pooling.query[...] = jnp.asarray(np.einsum("hdk,hk->hd", key_HDK, query_HK), jnp.float32)
+    pooling.value.kernel[...], pooling.value.bias[...] = jnp.asarray(value_DD), jnp.asarray(bias_D)
+    expected = []
+    for x, valid in zip(X, VALID, strict=True):
+        parts = []
+        for head in range(heads):
+            logits = (x[valid] @ key_HDK[head]) @ query_HK[head]
+            weights = np.exp(logits - logits.max())
+            values = x[valid] @ value_DD[:, 2 * head : 2 * head + 2]
+            parts.append((weights / weights.sum()) @ values)
+        expected.append(np.concatenate(parts) + bias_D)
+    np.testing.assert_allclose(pool(X, "attention", pooling, valid_BS=VALID), expected, rtol=1e-4, atol=1e-5)
+    beside = pool(X, "first+attention", pooling, valid_BS=VALID)
+    np.testing.assert_allclose(beside, np.concatenate([X[:, 0], expected], axis=1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -55,7 +77,7 @@ def test_embeddings_are_projections_of_what_is_pooled(image, text, layers):
 
 @pytest.mark.slow
 def test_it_trains_alike_on_one_device_and_on_several():
-    values = {"model__pooling__image": "both", "model__pooling__text": "mean", "model__pooling__layers": 2}
+    values = {"model__pooling__image": "first+attention", "model__pooling__text": "mean", "model__pooling__layers": 2}
     config = toy_config("recipe=clip", **values)
     (one, lines), (several, other) = (train(config, mesh, 3) for mesh in (one_device(), mesh_of(2, 2, 2)))
     assert share_apart(one.params, several.params) < 0.02
@@ -63,7 +85,7 @@ def test_it_trains_alike_on_one_device_and_on_several():
 
 
 def test_values_that_are_not_there_are_refused():
-    with pytest.raises(UserError, match=r"model\.pooling\.text is 'max'; choose among first, mean, both"):
+    with pytest.raises(UserError, match=r"model\.pooling\.text is 'max'; choose among first, mean, both, att"):
         rules.check(toy_config(model__pooling__text="max"))
     with pytest.raises(UserError, match=r"model\.pooling\.layers is 3; give 1 to 2"):
         rules.check(toy_config(model__pooling__layers=3))

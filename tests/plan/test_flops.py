@@ -39,7 +39,7 @@ CONFIGS = {
     "one_cross_block": {"model__fusion__depth": 1},
     "both_masked": {"objectives__masked_image__other": "masked", "objectives__masked_text__other": "masked"},
     "more_tokens": {"model__image__registers": 3, "model__image__distillation_token": True},
-    "pooled": {"model__pooling__image": "both", "model__pooling__text": "mean", "model__pooling__layers": 2},
+    "pooled": {"model__pooling__image": "both", "model__pooling__text": "attention", "model__pooling__layers": 2},
     "contrastive_alone": alone("contrastive"),
     "masked_image_alone": alone("masked_image"),
     "masked_text_alone": alone("masked_text"),

@@ -43,7 +43,15 @@ MODELS = {
             "model__pooling__layers": 2,
         },
     ),
-    "mamo": ("recipe=mamo", {"model__image__distillation_token": True, "objectives__masked_text__tie": True}),
+    "mamo": (
+        "recipe=mamo",
+        {
+            "model__image__distillation_token": True,
+            "objectives__masked_text__tie": True,
+            "model__pooling__image": "first+attention",
+            "model__pooling__text": "attention",
+        },
+    ),
     "mlim": ("recipe=mlim", {"model__fusion__depth": 2}),
 }
 CAPTIONS = ["a red square above a blue circle", "two people ride a horse on the beach", "the end of a long road"]
