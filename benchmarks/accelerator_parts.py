@@ -61,6 +61,17 @@ def _feeds(args: argparse.Namespace, small: str, toy_flag: list[str]) -> list[Pa
     return feeds
 
 
+def _numerics(golden: Path, sizes: list[object]) -> list[Part]:
+    """A CPU's numbers, and three kinds of a card's held against them."""
+    write = script("numerics", "--write", golden, *sizes, "--json")
+    found = [Part("numerics/reference", write, 150, {"JAX_PLATFORMS": "cpu"})]
+    for dtype, precision in (("float32", "highest"), ("float32", "default"), ("bfloat16", "default")):
+        flags = ["--dtype", dtype, "--precision", precision, "--json"]
+        command = script("numerics", "--against", golden, *sizes, *flags)
+        found.append(Part(f"numerics/{dtype},{precision}", command, 150))
+    return found
+
+
 def parts(args: argparse.Namespace) -> list[list[Part]]:
     """All parts in the order they are run in; those of one list side by side."""
     dry, out = args.dry, Path(args.out)
@@ -86,20 +97,13 @@ def parts(args: argparse.Namespace) -> list[list[Part]]:
         flags += [] if dry else ["--device", "cuda", "--compile", "blocks"]
         return Part(f"torch/{shape},{size}", script("torch_step", *flags), 400, in_turns=True)
 
-    golden = (out / "golden.npz").absolute()
     sizes = ["--size", "tiny", *toy_set] if dry else ["--size", "mini", "--set", "batch_size=32"]
-    write = script("numerics", "--write", golden, *sizes, "--json")
-    reference = Part("numerics/reference", write, 150, {"JAX_PLATFORMS": "cpu"})
-
-    def compare(dtype: str, precision: str) -> Part:
-        flags = ["--dtype", dtype, "--precision", precision, "--json"]
-        return Part(f"numerics/{dtype},{precision}", script("numerics", "--against", golden, *sizes, *flags), 150)
-
+    reference, *compared = _numerics((out / "golden.npz").absolute(), sizes)
     small = f"size=tiny,{TOY_RECIPE}" if dry else "size=mini"
     brief = ["--structure", f"{small},data=scenes", "--json", *toy_flag]
     kill = ["--steps", 40, "--kill-at", 5] if dry else ["--steps", 200, "--kill-at", 25]
     untimed = [
-        *(compare(*how) for how in (("float32", "highest"), ("float32", "default"), ("bfloat16", "default"))),
+        *compared,
         Part("bits/as it is", script("short_runs", "bits", *kill, *brief), 240),
         Part("bits/deterministic", script("short_runs", "bits", *kill, *brief, "--flag", "deterministic=True"), 240),
         Part("curves", script("short_runs", "curves", "--steps", 6 if dry else 300, *brief), 240),

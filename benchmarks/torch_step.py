@@ -238,8 +238,8 @@ def train_step(
     return {name: losses[name].detach() for name in LOSSES}
 
 
-def main() -> None:
-    """Reads the flags, measures and prints one JSON object."""
+def flags() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default=next(iter(SHAPES)))
     parser.add_argument("--batch-size", type=int, help="pairs a step; the shape's by default")
@@ -253,7 +253,12 @@ def main() -> None:
         help="torch.compile of the whole model or, as PyTorch advises where blocks repeat, of each: minutes less",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measures and prints one JSON object."""
+    args = flags()
     shape = SHAPES[args.shape]
     shape = dataclasses.replace(shape, batch_size=args.batch_size or shape.batch_size)
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -221,3 +222,13 @@ def test_a_flag_that_has_another_name_now_is_told_the_new_one(refusal):
     process = refusal(PRETRAIN, "--config.evaluation.also=()")
     assert process.returncode == 2
     assert process.stderr == "error: there is no config key evaluation.also any more; it is evaluation.extra_splits\n"
+
+
+def test_output_that_nobody_reads_any_more_is_no_error(cli_environment):
+    """As of `... --help | head`."""
+    command = [sys.executable, "-m", "maskvlm_jax.main", "--config=configs/pretrain.py", "--help"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=cli_environment, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE

@@ -78,14 +78,19 @@ def to_torch(params: dict[str, np.ndarray], shape: shapes.Shape) -> dict[str, np
     dense("to_pixels", f"{pixels}/to_pixels")
     dense("to_words", "objectives/masked_text/to_words")
     dense("to_match", "objectives/matching/to_match")
-    # Pixels of a patch are (row, column, channel) here and (channel, row, column) there.
+    kernel, bias = (params[f"{image}/patch_embedding/{leaf}"] for leaf in ("kernel", "bias"))
+    return result | of_pixels(kernel, bias, {name: result[f"to_pixels.{name}"] for name in ("weight", "bias")}, shape)
+
+
+def of_pixels(
+    kernel: np.ndarray, bias: np.ndarray, to_pixels: dict[str, np.ndarray], shape: shapes.Shape
+) -> dict[str, np.ndarray]:
+    """Pixels of a patch are (row, column, channel) here and (channel, row, column) there."""
     side = (shape.patch, shape.patch, 3)
-    kernel = params[f"{image}/patch_embedding/kernel"].reshape(*side, shape.width)
-    result["image_encoder.patches.weight"] = kernel.transpose(3, 2, 0, 1)
-    result["image_encoder.patches.bias"] = params[f"{image}/patch_embedding/bias"]
-    for name in ("to_pixels.weight", "to_pixels.bias"):
-        pixel = result[name].reshape(*side, -1).transpose(2, 0, 1, 3)
-        result[name] = pixel.reshape(result[name].shape)
+    patches = kernel.reshape(*side, shape.width).transpose(3, 2, 0, 1)
+    result = {"image_encoder.patches.weight": patches, "image_encoder.patches.bias": bias}
+    for name, value in to_pixels.items():
+        result[f"to_pixels.{name}"] = value.reshape(*side, -1).transpose(2, 0, 1, 3).reshape(value.shape)
     return result
 
 

@@ -9,6 +9,7 @@ import multiprocessing.resource_tracker
 import os
 import pkgutil
 import platform
+import select
 import signal
 import sys
 import threading
@@ -175,6 +176,16 @@ def print_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where tests or notebooks stand in for it
             stream.reconfigure(errors="backslashreplace")
+
+
+def output_is_gone() -> bool:
+    """Whether who read the output has left, as `head` does; what is still to be printed is then thrown away."""
+    looked_at = select.poll()
+    looked_at.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in looked_at.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def end_at_once(status: int) -> NoReturn:

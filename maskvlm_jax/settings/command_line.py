@@ -192,7 +192,12 @@ def run(work: Callable[[], None], *, resumes: bool = False) -> int:
     """
     try:
         work()
+        sys.stdout.flush()
     except (UserError, OSError) as error:  # a folder that vanished: the machine's fault, reported like the user's
+        if isinstance(error, BrokenPipeError) and host.output_is_gone():
+            if processes := _joined():
+                processes.fail(128 + signal.SIGPIPE, "nobody reads its output any more")
+            return 128 + signal.SIGPIPE
         return _tell(error, error.status if isinstance(error, UserError) else UserError.status)
     except Stopped as stopped:
         print(stopped, flush=True)

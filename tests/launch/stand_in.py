@@ -103,23 +103,27 @@ def gcloud():
     elif slice["node"] != "READY":
         die("ERROR: (gcloud) this TPU is in state " + slice["node"])
     else:
-        import shutil  # here: most calls do without, and start sooner
-        import subprocess
+        on_workers(verb, words, flag)
 
-        homes = {one: os.path.join(world, "workers", one) for one in flag["worker"].replace("all", "01")}
+
+def on_workers(verb, words, flag):
+    import shutil  # here: most calls do without, and start sooner
+    import subprocess
+
+    homes = {one: os.path.join(world, "workers", one) for one in flag["worker"].replace("all", "01")}
+    for path in homes.values():
+        os.makedirs(path, exist_ok=True)
+    if verb == "scp":
         for path in homes.values():
-            os.makedirs(path, exist_ok=True)
-        if verb == "scp":
-            for path in homes.values():
-                shutil.copy(words[4], path)
-            return
-        command = ["bash", "-c", " ".join(flag["command"].split(" "))]  # as gcloud parts and ssh joins it
-        started = []
-        for one, path in homes.items():
-            env = {**os.environ, "HOME": path, "WORKER": one, "PATH": path + "/bin:" + os.environ["PATH"]}
-            started.append(subprocess.Popen(command, env=env, cwd=path))
-        statuses = [process.wait() for process in started]
-        sys.exit(next((status for status in statuses if status), 0))
+            shutil.copy(words[4], path)
+        return
+    command = ["bash", "-c", " ".join(flag["command"].split(" "))]  # as gcloud parts and ssh joins it
+    started = []
+    for one, path in homes.items():
+        env = {**os.environ, "HOME": path, "WORKER": one, "PATH": path + "/bin:" + os.environ["PATH"]}
+        started.append(subprocess.Popen(command, env=env, cwd=path))
+    statuses = [process.wait() for process in started]
+    sys.exit(next((status for status in statuses if status), 0))
 
 
 def sudo():
