@@ -59,6 +59,8 @@ _FREE += ("image.image_size",)  # positions are resized
 
 def _check_same_model(config: ConfigDict, trained: dict[str, Any]) -> None:
     differing = workdirs.differing_keys({"model": trained}, {"model": plain_values.to_json(config)["model"]})
+    if trained["fusion"]["kind"] == "none":  # a first stage without one: it starts from new parameters
+        differing = [key for key in differing if not key.startswith("model.fusion.") and key != "model.image.hidden"]
     differing = [key for key in differing if not key.endswith(_FREE)]
     if differing:
         raise UserError(
@@ -148,14 +150,17 @@ def _initial_params(config: ConfigDict, params: Any, abstract: Any) -> Any:
     shared = {label: head for label, head in heads.items() if _same_head(own[label], trained.get(label))}
     for label in sorted(heads.keys() - shared.keys()):
         print(f"objectives.{label} has no head of its kind in {folder}: it starts from new parameters")
-    wanted = {"vlm": abstract["vlm"], **({"objectives": shared} if shared else {})}
+    model = dict(abstract["vlm"])
+    if theirs["model"]["fusion"]["kind"] == "none" and model.pop("fusion", None):
+        print(f"{folder} has no fusion: it starts from new parameters")
+    wanted = {"vlm": model, **({"objectives": shared} if shared else {})}
     checkpoints, step = checkpoint.open_run(folder, config.checkpoint_step)
     grid = theirs["model"]["image"]["image_size"] // config.model.image.patch
     loaded = checkpoints.load_params(step, map_by_path(partial(_of_grid, config, grid), wanted), part=True)
     checkpoints.close()
     loaded = map_by_path(partial(_resized, config), loaded, wanted)
     merged = params.get("objectives", {}) | loaded.get("objectives", {})
-    return {"vlm": loaded["vlm"], **({"objectives": merged} if merged else {})}
+    return {"vlm": params["vlm"] | loaded["vlm"], **({"objectives": merged} if merged else {})}
 
 
 def _before_patches(config: ConfigDict, path: str) -> int | None:
