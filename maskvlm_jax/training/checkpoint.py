@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from maskvlm_jax.objectives.feature_queue import Queue
 from maskvlm_jax.runtime import buckets, processes
-from maskvlm_jax.runtime.errors import UserError, first_line, unwritable, writing
+from maskvlm_jax.runtime.errors import UserError, few, first_line, unwritable, writing
+from maskvlm_jax.runtime.parameters import map_by_path
 from maskvlm_jax.settings import workdir as workdirs
 from maskvlm_jax.training.exported import Exported, is_export
 from maskvlm_jax.training.progress import Progress
@@ -160,7 +162,12 @@ class Checkpoints:
             context = ocp.Context()
             context.pytree.loading.partial_load = part
             with context:
-                return self._checkpointer.load_checkpointables(step, {weights: abstract})[weights]
+                found = self._checkpointer.load_checkpointables(step, {weights: abstract})[weights]
+            missing: list[str] = []  # Orbax leaves a description in the place of what a part of a checkpoint lacks
+            map_by_path(lambda path, x: isinstance(x, jax.ShapeDtypeStruct) and missing.append(path), found)
+            if missing:
+                raise ValueError(f"it has no {few(missing, 3)}")
+            return found
         except Exception as error:  # as above
             raise self._unreadable(step, error) from error
 

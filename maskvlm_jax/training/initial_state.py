@@ -150,17 +150,27 @@ def _initial_params(config: ConfigDict, params: Any, abstract: Any) -> Any:
     shared = {label: head for label, head in heads.items() if _same_head(own[label], trained.get(label))}
     for label in sorted(heads.keys() - shared.keys()):
         print(f"objectives.{label} has no head of its kind in {folder}: it starts from new parameters")
-    model = dict(abstract["vlm"])
-    if theirs["model"]["fusion"]["kind"] == "none" and model.pop("fusion", None):
-        print(f"{folder} has no fusion: it starts from new parameters")
-    wanted = {"vlm": model, **({"objectives": shared} if shared else {})}
+    vlm = _that_both_have(abstract["vlm"], theirs["model"], folder)
+    wanted = {"vlm": vlm, **({"objectives": shared} if shared else {})}
     checkpoints, step = checkpoint.open_run(folder, config.checkpoint_step)
     grid = theirs["model"]["image"]["image_size"] // config.model.image.patch
     loaded = checkpoints.load_params(step, map_by_path(partial(_of_grid, config, grid), wanted), part=True)
     checkpoints.close()
     loaded = map_by_path(partial(_resized, config), loaded, wanted)
     merged = params.get("objectives", {}) | loaded.get("objectives", {})
-    return {"vlm": params["vlm"] | loaded["vlm"], **({"objectives": merged} if merged else {})}
+    vlm = params["vlm"] | loaded["vlm"]
+    vlm["image_encoder"] = params["vlm"]["image_encoder"] | vlm["image_encoder"]
+    return {"vlm": vlm, **({"objectives": merged} if merged else {})}
+
+
+def _that_both_have(vlm: dict[str, Any], theirs: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The parameters of a model without a fusion and a mask token, where a stored model has none."""
+    vlm = dict(vlm)
+    if theirs["fusion"]["kind"] == "none" and vlm.pop("fusion", None):
+        print(f"{folder} has no fusion: it starts from new parameters")
+    if theirs["image"]["hidden"] == "none":
+        vlm["image_encoder"] = {name: x for name, x in vlm["image_encoder"].items() if name != MASK_TOKEN}
+    return vlm
 
 
 def _before_patches(config: ConfigDict, path: str) -> int | None:

@@ -68,8 +68,15 @@ def test_a_first_stage_may_be_without_a_fusion(tmp_path, capsys):
     found, before = started(config, tmp_path / "new", one_device()), stored(tmp_path / "old")
     for path, value in before.items():
         np.testing.assert_array_equal(found[path], value, err_msg=path)
-    new = {path.split("/")[1] for path in found.keys() - before.keys()}
-    assert new == {"fusion", "masked_image", "masked_text", "matching"}
+    new = {"/".join(path.split("/")[1:3]) for path in found.keys() - before.keys()}
+    assert {path.split("/")[0] for path in new} == {
+        "image_encoder",
+        "fusion",
+        "masked_image",
+        "masked_text",
+        "matching",
+    }
+    assert "image_encoder/mask_token" in new and all(isinstance(value, np.ndarray) for value in found.values())
     told = capsys.readouterr().out
     assert "old has no fusion: it starts from new parameters" in told
     assert "objectives.matching has no head of its kind" in told
@@ -83,3 +90,12 @@ def test_a_fusion_that_is_there_stays_as_it_is(tmp_path):
         UserError, match=r"has other values of model\.fusion\.depth; .*--config\.model\.fusion\.depth=2"
     ):
         initial_state.check(config)
+
+
+def test_what_a_part_of_a_checkpoint_lacks_is_named(tmp_path):
+    exports.make_workdir(tmp_path, toy_config("recipe=clip"))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", writable=False)
+    wanted = {"vlm": {"fusion": {"scale": jax.ShapeDtypeStruct((4,), np.float32)}}}
+    with pytest.raises(UserError, match=r"cannot be read \(it has no vlm/fusion/scale\)"):
+        checkpoints.load_params(3, wanted, part=True)
+    checkpoints.close()
