@@ -71,7 +71,8 @@ def key(config: ConfigDict, encoder: Params, fingerprint: str, examples: int) ->
     """
     read = {name: value for name, value in encoder.items() if name != "mask_token"}  # which no whole picture reads
     dtype = build.feature_shape(config)[1]
-    facts = [parameters_sha256(read), config.model.image.to_dict(), fingerprint, examples]
+    image = {name: value for name, value in config.model.image.to_dict().items() if name != "hidden"}  # of masked ones
+    facts = [parameters_sha256(read), image, fingerprint, examples]
     facts += [dtype.name, jax.default_backend()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -95,6 +95,7 @@ def test_features_of_another_encoder_other_pictures_or_another_size_have_another
     changed = jax.tree.map(lambda leaf: leaf + 1, encoder)
     one = cached_features.key(config, encoder, "abc", 10)
     assert one == cached_features.key(toy_config(model__text__depth=2), encoder, "abc", 10)
+    assert one == cached_features.key(toy_config(model__image__hidden="drop"), encoder, "abc", 10)
     assert one == cached_features.key(config, {**encoder, "mask_token": changed["mask_token"]}, "abc", 10)
     others = [
         cached_features.key(config, {**encoder, "class_token": changed["class_token"]}, "abc", 10),
