@@ -54,9 +54,9 @@ def test_metrics_do_not_follow_from_labels():
 
 
 def with_a_new_evaluator(folder, **options):
-    (folder / "caption_length.py").write_text(NEW)
+    (folder / "length_of_caption.py").write_text(NEW)
     config = pretrain.get_config()
-    config.evals.length = {"name": str(folder / "caption_length.py"), "during": True, **options}
+    config.evals.length = {"name": str(folder / "length_of_caption.py"), "during": True, **options}
     return config
 
 
