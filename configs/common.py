@@ -144,8 +144,8 @@ def set_size(config: ConfigDict, name: str) -> None:
     # (of learned queries) | first+attention; by 1 or 2 layers.
     config.model.pooling = ConfigDict({"image": "first", "text": "first", "layers": 1})
     if name == "encoders":
-        # Sentence encoders are made for the mean of their words. Of DINOv2's patches a learned choice tells
-        # more than the mean.
+        # Sentence encoders are made for the mean of their words. Which of DINOv2's patches
+        # count is learned.
         config.model.pooling = ConfigDict({"image": "first+attention", "text": "mean", "layers": 2})
     config.model.temperature = 0.07  # initial; learned. The paper does not say; ALBEF's.
     config.model.temperature_scale = "log"  # what is learned: log (CLIP) | linear (ALBEF)

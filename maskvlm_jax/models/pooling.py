@@ -7,8 +7,7 @@ from flax import nnx
 from maskvlm_jax.models.activations import activate
 from maskvlm_jax.models.layers import Dense, token_init
 
-KINDS = ("first", "mean", "both", "attention", "first+attention")
-_OF_TWO = ("both", "first+attention")  # vectors side by side
+OF_TWO = ("both", "first+attention")  # kinds of two vectors side by side
 
 
 class Projection(nnx.Module):
@@ -53,7 +52,7 @@ def attention_pool(width: int, heads: int, *, kind: str, init_std: float, rngs: 
 
 def projection(width: int, embed: int, *, kind: str, layers: int, **options) -> nnx.Module:
     """What maps a pooled sequence of vectors of a width into the contrastive space: a dense layer, or two."""
-    width = 2 * width if kind in _OF_TWO else width
+    width = 2 * width if kind in OF_TWO else width
     return (Projection if layers == 2 else Dense)(width, embed, **options)
 
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from maskvlm_jax.data.masking import masked_patch_count
 from maskvlm_jax.models.layers import few_queries
+from maskvlm_jax.models.pooling import OF_TWO
 from maskvlm_jax.objectives.masked_positions import masked_token_capacity
 from maskvlm_jax.runtime.errors import UserError
 
@@ -153,7 +154,7 @@ class _Count:
         width, kind, pooled = part.width, self._pooling[modality], 0.0
         if "attention" in kind:
             pooled = dense(length, width, part.heads) + dense(part.heads, length, width) + dense(1, width, width)
-        width = 2 * width if kind in ("both", "first+attention") else width
+        width = 2 * width if kind in OF_TWO else width
         return pooled + (self._pooling.layers - 1) * dense(1, width, width) + dense(1, width, self._embed)
 
     def _matching(self, options: Any) -> float:
