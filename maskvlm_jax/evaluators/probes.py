@@ -98,15 +98,15 @@ def evaluate(
     """
     texts = np.flatnonzero(data.image_of_caption < (limit or len(data.images)))
     pictures = data.image_of_caption[texts]
-    read = lambda of, reads: batches(data, texts, batch_size, of=of, reads=reads)  # noqa: E731
+    read = lambda reads: batches(data, texts, batch_size, of="image", reads=reads)  # noqa: E731
     others = OTHERS if len(set(pictures)) > 1 else tuple(reads for reads in OTHERS if reads != "shuffled")
     if predictor.offers(PredictsWords):
-        scores = {reads: masked_text_scores(predictor, read("text", reads)) for reads in others}
+        scores = {reads: masked_text_scores(predictor, encoded_once(predictor, data, texts, batch_size, reads)) for reads in others}
         yield from _compared("masked_text", "accuracy", scores, pictures)
         if (words := neighbours()) is not None:
             yield "masked_text_accuracy_neighbours", words.accuracy(data.text, texts)
     if predictor.offers(PredictsPixels):
-        scores = {reads: masked_image_scores(predictor, read("image", reads)) for reads in others}
+        scores = {reads: masked_image_scores(predictor, read(reads)) for reads in others}
         yield from _compared("masked_image", "psnr", scores, pictures)
         yield "masked_image_psnr_blend", blend_psnr(data, pictures)
     if predictor.offers(PredictsFeatures):
@@ -189,6 +189,27 @@ def batches(
             blank = {"image": batches_of.without_picture(batch["image"])}
             batch |= blank if of == "text" else batches_of.without_words(batch)
         yield batch
+
+
+def encoded_once(
+    predictor: Predictor, data: EvaluationSet, texts: np.ndarray, batch_size: int, reads: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """`batches` of captions, of="text", with the features of their pictures: each is encoded once for all its captions.
+
+    Args:
+        texts: in the order of their pictures.
+    """
+    pictures, others = data.image_of_caption[texts], data.other_pictures()
+    ids = np.unique(pictures)
+    for start in range(0, len(ids), batch_size):
+        block, _ = padded(ids[start : start + batch_size], batch_size)
+        image = data.images[others[block] if reads == "shuffled" else block]
+        image_BSD, _ = predictor.encode_image(batches_of.without_picture(image) if reads == "empty" else image)
+        own = texts[np.isin(pictures, block)]
+        places = np.searchsorted(ids[start : start + batch_size], data.image_of_caption[own])
+        for n, batch in enumerate(batches(data, own, batch_size, of="text", reads=reads)):
+            chosen, _ = padded(places[n * batch_size : (n + 1) * batch_size], batch_size)
+            yield {**batch, batches_of.FEATURES: image_BSD[chosen]}
 
 
 def masked_text(learner: Learner, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, Positions]:

@@ -2,12 +2,17 @@
 
 from types import SimpleNamespace
 
+import jax
 import numpy as np
+import pytest
 
 from maskvlm_jax.data.batch import without_words
 from maskvlm_jax.evaluators import baselines, probes
 from maskvlm_jax.evaluators.figures import paste
-from tests.reference import numpy_losses
+from maskvlm_jax.evaluators.predictor import Functions, Predictor
+from maskvlm_jax.runtime import sharding
+from maskvlm_jax.training.train_step import split_model
+from tests.reference import numpy_losses, toy
 
 PAD, START, END = 0, 1, 2
 
@@ -104,6 +109,36 @@ def test_every_caption_of_the_pictures_is_read_and_no_other():
         # The side that is not rebuilt is read whole, however it was read in training.
         hidden = "image_masked" if of == "text" else "text_masked"
         assert not any(batch[hidden].any() for batch in found)
+
+
+@pytest.mark.parametrize("reads", probes.OTHERS)
+def test_masked_words_are_scored_alike_where_each_picture_is_encoded_once(reads, monkeypatch):
+    graphdef, params = split_model(toy.learner())
+    pictures, captions, owner = toy.batch(3), toy.batch(7, seed=1), np.array([0, 0, 0, 1, 2, 2, 2])
+    text = {name: captions[name] for name in ("tokens", "tokens_masked", "token_valid", "text_masked")}
+    data = SimpleNamespace(
+        images=pictures["image"],
+        image_of_caption=owner,
+        other_pictures=lambda: np.array([1, 2, 0]),
+        first_captions=np.array([0, 3, 4]),
+        one_at_a_time=False,
+        batch=lambda seen, read, valid: {
+            **{name: pictures[name][seen] for name in ("image", "image_masked")},
+            **{name: value[read] for name, value in text.items()},
+            "example_valid": valid,
+        },
+    )
+    mesh = sharding.make_mesh(data=1, fsdp=1, model=1, devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        predictor = Predictor(Functions(graphdef), params, objectives=toy.learner().objectives, mesh=mesh)
+        alone = probes.masked_text_scores(predictor, probes.batches(data, np.arange(7), 2, of="text", reads=reads))
+        encoded, encode = [], predictor.encode_image
+        monkeypatch.setattr(predictor, "encode_image", lambda image: encoded.append(len(image)) or encode(image))
+        found = probes.masked_text_scores(predictor, probes.encoded_once(predictor, data, np.arange(7), 2, reads))
+    np.testing.assert_allclose(found.loss, alone.loss, rtol=1e-5)
+    np.testing.assert_array_equal(found.sum_T, alone.sum_T)
+    np.testing.assert_array_equal(found.count_T, alone.count_T)
+    assert encoded == [2, 2]
 
 
 def test_the_blend_is_scored_once_for_every_caption(monkeypatch):
