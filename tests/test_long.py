@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 
 from configs import pretrain
 from maskvlm_jax.data import tokenizer as tokenizers
-from maskvlm_jax.export import encoder_folders
 from maskvlm_jax.objectives.learner import Learner
 from maskvlm_jax.runtime import sharding
+from maskvlm_jax.serving.exports import encoder_folders
 from maskvlm_jax.training import build, train_step
 from maskvlm_jax.weights.families import bert
 from tests.conftest import toy_config

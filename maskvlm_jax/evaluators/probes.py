@@ -101,7 +101,10 @@ def evaluate(
     read = lambda reads: batches(data, texts, batch_size, of="image", reads=reads)  # noqa: E731
     others = OTHERS if len(set(pictures)) > 1 else tuple(reads for reads in OTHERS if reads != "shuffled")
     if predictor.offers(PredictsWords):
-        scores = {reads: masked_text_scores(predictor, encoded_once(predictor, data, texts, batch_size, reads)) for reads in others}
+        scores = {
+            reads: masked_text_scores(predictor, encoded_once(predictor, data, texts, batch_size, reads))
+            for reads in others
+        }
         yield from _compared("masked_text", "accuracy", scores, pictures)
         if (words := neighbours()) is not None:
             yield "masked_text_accuracy_neighbours", words.accuracy(data.text, texts)

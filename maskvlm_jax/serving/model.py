@@ -272,7 +272,7 @@ class Model:
         Raises:
             UserError: the folder exists or cannot be written.
         """
-        from maskvlm_jax.export import exporting  # reads the model anew, as it is stored
+        from maskvlm_jax.serving.exports import exporting  # reads the model anew, as it is stored
 
         exporting.export(
             str(self._folder), os.fspath(folder), step=self._step, weights=self._weights, stablehlo=stablehlo

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskvlm_jax.data import tokenizer as tokenizers
-from maskvlm_jax.export import exporting
 from maskvlm_jax.objectives.learner import Learner
 from maskvlm_jax.runtime import sharding
+from maskvlm_jax.serving.exports import exporting
 from maskvlm_jax.settings import plain_values, upgrade
 from maskvlm_jax.training import build, train_step
 from maskvlm_jax.training.checkpoint import Checkpoints

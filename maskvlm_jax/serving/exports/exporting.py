@@ -20,12 +20,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from maskvlm_jax.data import tokenizer as tokenizers
-from maskvlm_jax.export import encoder_folders, model_card, serving_programs
-from maskvlm_jax.export.encoder_folders import Folder
 from maskvlm_jax.objectives.base import TrainsEmbeddings, objective_of
 from maskvlm_jax.runtime import buckets, files, sharding
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.runtime.parameters import map_by_path
+from maskvlm_jax.serving.exports import encoder_folders, model_card, serving_programs
+from maskvlm_jax.serving.exports.encoder_folders import Folder
 from maskvlm_jax.settings import plain_values, rules, upgrade
 from maskvlm_jax.settings.workdir import EXPORT
 from maskvlm_jax.training import array_names, stored_model

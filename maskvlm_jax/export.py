@@ -11,9 +11,9 @@ import sys
 import jax
 from absl import flags
 
-from maskvlm_jax.export import exporting
 from maskvlm_jax.runtime import host
 from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.serving.exports import exporting
 from maskvlm_jax.settings import command_line
 from maskvlm_jax.training import stored_model
 

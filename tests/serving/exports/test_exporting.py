@@ -14,9 +14,9 @@ from jax import export as jax_export
 from safetensors.numpy import load_file
 
 from maskvlm_jax.evaluators.predictor import Functions, Predictor
-from maskvlm_jax.export import exporting
 from maskvlm_jax.objectives.learner import Learner
 from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.serving.exports import exporting
 from maskvlm_jax.settings import rules, workdir
 from maskvlm_jax.training import build, train_step
 from maskvlm_jax.training.checkpoint import open_run
