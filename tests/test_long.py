@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,11 +13,11 @@ from configs import pretrain
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.objectives.learner import Learner
 from maskvlm_jax.runtime import sharding
+from maskvlm_jax.runtime.parameters import parameter_path
 from maskvlm_jax.serving.exports import encoder_folders
 from maskvlm_jax.training import build, train_step
 from maskvlm_jax.weights.families import bert
 from tests.conftest import toy_config
-from tests.reference.toy import by_path
 from tests.training.resuming import finish, same_as_straight, start, wait_for
 from tests.training.steps import one_device, share_apart, train
 
@@ -109,9 +110,9 @@ def write_base_encoders(folder: Path) -> None:
     params, rng = train_step.split_model(shapes)[1]["vlm"], np.random.default_rng(0)
 
     def random(name: str) -> dict[str, np.ndarray]:
-        return {
-            path: 0.02 * rng.standard_normal(shape.shape, np.float32) for path, shape in by_path(params[name]).items()
-        }
+        leaves = jax.tree_util.tree_leaves_with_path(params[name])
+        draw = lambda shape: 0.02 * rng.standard_normal(shape.shape, np.float32)  # noqa: E731
+        return {parameter_path(path): draw(shape) for path, shape in leaves}
 
     image = encoder_folders.image_folder(config.model.image, random("image_encoder"))
     text = encoder_folders.text_folder(config.model.text, random("text_encoder"), pad_id=1)
