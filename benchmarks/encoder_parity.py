@@ -54,11 +54,11 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
     from configs import pretrain
     from maskvlm_jax.models.block import BlockSpec
+    from maskvlm_jax.models.pretrained import encoders
     from maskvlm_jax.models.text import TextEncoder
     from maskvlm_jax.models.vision import ImageEncoder, normalised
     from maskvlm_jax.runtime.parameters import map_by_path
     from maskvlm_jax.training.train_step import split_model
-    from maskvlm_jax.weights import encoders
 
     outputs, config = np.load(args.compare), pretrain.get_config("size=mini")
     config.init.image, config.init.text = args.image, args.text

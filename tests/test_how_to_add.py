@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from maskvlm_jax.weights import encoders
+from maskvlm_jax.models.pretrained import encoders
 from tests.conftest import ROOT, toy_config, toy_flags
 from tests.reference import exporting as exports
 

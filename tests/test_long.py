@@ -11,12 +11,12 @@ from safetensors.numpy import save_file
 
 from configs import pretrain
 from maskvlm_jax.data import tokenizer as tokenizers
+from maskvlm_jax.models.pretrained.families import bert
 from maskvlm_jax.objectives.learner import Learner
 from maskvlm_jax.runtime import sharding
 from maskvlm_jax.runtime.parameters import parameter_path
 from maskvlm_jax.serving.exports import encoder_folders
 from maskvlm_jax.training import build, train_step
-from maskvlm_jax.weights.families import bert
 from tests.conftest import toy_config
 from tests.training.resuming import finish, same_as_straight, start, wait_for
 from tests.training.steps import one_device, share_apart, train

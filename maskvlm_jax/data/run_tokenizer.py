@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.sources.training_set import TrainingSet
 from maskvlm_jax.data.tokenizer import Tokenizer
+from maskvlm_jax.models.pretrained import encoders
 from maskvlm_jax.runtime import buckets, processes
 from maskvlm_jax.runtime.errors import UserError
-from maskvlm_jax.weights import encoders
 
 
 def check(config: ConfigDict) -> None:

@@ -16,12 +16,12 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from maskvlm_jax.models.pretrained import encoders
 from maskvlm_jax.runtime import buckets, host
 from maskvlm_jax.runtime.errors import Absent, Stopped, UserError, first_line, is_of_store
 from maskvlm_jax.settings.plain_values import check_blocks_given, expand_paths, flatten
 from maskvlm_jax.settings.run_length import set_aside
 from maskvlm_jax.settings.upgrade import RENAMED
-from maskvlm_jax.weights import encoders
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:structure], see configs/", lock_config=True)
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "joins several processes: auto, or HOST:PORT of process 0")

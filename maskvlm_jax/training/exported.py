@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 
+from maskvlm_jax.models.pretrained import files
 from maskvlm_jax.runtime import buckets
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.runtime.files import read_json
 from maskvlm_jax.settings.workdir import EXPORT
 from maskvlm_jax.training import array_names
 from maskvlm_jax.training.progress import Progress
-from maskvlm_jax.weights import files
 
 
 def is_export(folder: Path) -> bool:

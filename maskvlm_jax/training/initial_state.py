@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from maskvlm_jax.data import run_tokenizer
+from maskvlm_jax.models.pretrained import encoders, positions
 from maskvlm_jax.runtime import buckets, files, processes
 from maskvlm_jax.runtime.errors import UserError, few
 from maskvlm_jax.runtime.parameters import map_by_path
@@ -20,7 +21,6 @@ from maskvlm_jax.training.build import Built
 from maskvlm_jax.training.checkpoint import Checkpoints
 from maskvlm_jax.training.progress import Progress
 from maskvlm_jax.training.train_step import TrainState
-from maskvlm_jax.weights import encoders, positions
 
 MASK_TOKEN = "mask_token"  # the only parameter that an encoder may lack, or the model leave unread
 

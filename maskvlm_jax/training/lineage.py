@@ -7,12 +7,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from maskvlm_jax.data.sources.opening import count_trained_on, open_source, open_training_source
+from maskvlm_jax.models.pretrained import encoders
 from maskvlm_jax.runtime import files
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.training import train_step
 from maskvlm_jax.training.exported import Exported, is_export
 from maskvlm_jax.training.progress import Progress
-from maskvlm_jax.weights import encoders
 
 
 def lineage_of(

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from configs import finetune_retrieval, pretrain
+from maskvlm_jax.models.pretrained import encoders
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import plain_values, rules
 from maskvlm_jax.training import build, initial_state
 from maskvlm_jax.training.checkpoint import Checkpoints
-from maskvlm_jax.weights import encoders
 from tests.conftest import ROOT, toy_config, toy_flags
 from tests.reference import toy
 from tests.training.steps import mesh_of

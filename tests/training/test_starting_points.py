@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from maskvlm_jax.models.pretrained import positions
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.training import build, initial_state
 from maskvlm_jax.training.checkpoint import Checkpoints
-from maskvlm_jax.weights import positions
 from tests.conftest import toy_config
 from tests.reference import exporting as exports
 from tests.reference import toy

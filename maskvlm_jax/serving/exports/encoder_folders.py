@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from maskvlm_jax.models.pretrained.families import base, bert, vit
 from maskvlm_jax.runtime.pixels import IMAGENET_MEAN, IMAGENET_STD
-from maskvlm_jax.weights.families import base, bert, vit
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 Values = Mapping[str, Any]

@@ -20,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from maskvlm_jax.data import tokenizer as tokenizers
+from maskvlm_jax.models.pretrained import encoders
 from maskvlm_jax.objectives.base import TrainsEmbeddings, objective_of
 from maskvlm_jax.runtime import buckets, files, sharding
 from maskvlm_jax.runtime.errors import UserError
@@ -31,7 +32,6 @@ from maskvlm_jax.settings.workdir import EXPORT
 from maskvlm_jax.training import array_names, stored_model
 from maskvlm_jax.training import lineage as lineages
 from maskvlm_jax.training.exported import Exported, is_export
-from maskvlm_jax.weights import encoders
 
 TORCH_MODEL = Path(__file__).with_name("torch_model.py")  # never imported here: it needs PyTorch
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from maskvlm_jax.models.pretrained.files import Stored
 from maskvlm_jax.runtime.errors import UserError, few
-from maskvlm_jax.weights.files import Stored
 
 BLOCK = "blocks/block"  # where the parameters of all layers are, stacked
 ACTIVATIONS = {

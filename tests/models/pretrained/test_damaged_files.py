@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from maskvlm_jax.models.pretrained import encoders
 from maskvlm_jax.runtime.errors import UserError
-from maskvlm_jax.weights import encoders
 from tests.conftest import ROOT, toy_config
 
 FOLDER = ROOT / "tests" / "reference" / "encoders"

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from maskvlm_jax.models.pretrained.families.base import BLOCK, Arrays, Names, blocks, fold_scales
+from maskvlm_jax.models.pretrained.families.pictures import BLANK, ImageFamily
+from maskvlm_jax.models.pretrained.files import Stored
 from maskvlm_jax.runtime.errors import UserError
-from maskvlm_jax.weights.families.base import BLOCK, Arrays, Names, blocks, fold_scales
-from maskvlm_jax.weights.families.pictures import BLANK, ImageFamily
-from maskvlm_jax.weights.files import Stored
 
 DENSE = {"patch_embedding": "patch_embed.proj"}
 DENSE |= blocks(

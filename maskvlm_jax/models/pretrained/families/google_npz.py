@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskvlm_jax.weights.families.base import Arrays, Names, blocks
-from maskvlm_jax.weights.families.pictures import BLANK, ImageFamily
-from maskvlm_jax.weights.files import Stored
+from maskvlm_jax.models.pretrained.families.base import Arrays, Names, blocks
+from maskvlm_jax.models.pretrained.families.pictures import BLANK, ImageFamily
+from maskvlm_jax.models.pretrained.files import Stored
 
 
 class Layout(NamedTuple):

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from maskvlm_jax.models.pretrained.families import base
+from maskvlm_jax.models.pretrained.families.base import Arrays, Names, blocks
 from maskvlm_jax.runtime.errors import UserError
-from maskvlm_jax.weights.families import base
-from maskvlm_jax.weights.families.base import Arrays, Names, blocks
 
 BERT = {
     "attention/query": "attention.self.query",

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from maskvlm_jax.models.pretrained.families import vit
+from maskvlm_jax.models.pretrained.families.base import Arrays, Names, blocks, fold_scales, without_bias
+from maskvlm_jax.models.pretrained.families.pictures import ImageFamily
 from maskvlm_jax.runtime.errors import UserError
-from maskvlm_jax.weights.families import vit
-from maskvlm_jax.weights.families.base import Arrays, Names, blocks, fold_scales, without_bias
-from maskvlm_jax.weights.families.pictures import ImageFamily
 
 FEED_FORWARD = blocks(vit.LAYER, {"feed_forward/up": "mlp.fc1", "feed_forward/down": "mlp.fc2"})
 NORMS = blocks(vit.LAYER, {"norm1": "norm1", "norm2": "norm2"}) | {"norm": "layernorm"}

@@ -11,12 +11,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
 from maskvlm_jax.models.block import BlockSpec
+from maskvlm_jax.models.pretrained import encoders
 from maskvlm_jax.models.text import TextEncoder
 from maskvlm_jax.models.vision import ImageEncoder, normalised
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.runtime.parameters import map_by_path
 from maskvlm_jax.training.train_step import split_model
-from maskvlm_jax.weights import encoders
 from tests.conftest import ROOT, toy_config
 from tests.reference import toy
 

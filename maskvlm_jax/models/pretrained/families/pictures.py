@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from maskvlm_jax.models.pretrained.families import base
+from maskvlm_jax.models.pretrained.families.base import Arrays
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.runtime.pixels import IMAGENET_MEAN, IMAGENET_STD
-from maskvlm_jax.weights.families import base
-from maskvlm_jax.weights.families.base import Arrays
 
 BLANK = {"class_token": True, "distillation_token": False, "registers": 0, "norm_before": False}
 

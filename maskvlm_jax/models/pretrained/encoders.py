@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from maskvlm_jax.models.pretrained import files, positions
+from maskvlm_jax.models.pretrained.families.base import Arrays, Family
+from maskvlm_jax.models.pretrained.files import Stored
 from maskvlm_jax.runtime import buckets, plugins
 from maskvlm_jax.runtime.errors import UserError, first_line
 from maskvlm_jax.runtime.files import read_json
-from maskvlm_jax.weights import files, positions
-from maskvlm_jax.weights.families.base import Arrays, Family
-from maskvlm_jax.weights.files import Stored
 
 MODALITIES = ("image", "text")
 FILE = "initial_weights.json"  # of a workdir: which encoders its run started from
@@ -141,7 +141,7 @@ def family_of(config: ConfigDict, modality: str) -> Family:
     kind = stored.config.get("model_type") or stored.config.get("architecture")
     if named == "auto" and isinstance(kind, str) and kind in _REFUSED:
         raise UserError(f"{stored.name} cannot be held exactly: {_REFUSED[kind]}")
-    families = plugins.names("maskvlm_jax.weights.families", "Family")
+    families = plugins.names("maskvlm_jax.models.pretrained.families", "Family")
     with _naming(stored):
         if named != "auto":
             found = _load(named)
@@ -179,7 +179,7 @@ def values_of(family: Family) -> dict[str, Any]:
 
 
 def _load(name: str) -> type[Family]:
-    return plugins.load("maskvlm_jax.weights.families", name, "Family", "family of encoders")
+    return plugins.load("maskvlm_jax.models.pretrained.families", name, "Family", "family of encoders")
 
 
 def read(config: ConfigDict, modality: str) -> Encoder:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from maskvlm_jax.weights.families.base import Names, blocks, without_bias
-from maskvlm_jax.weights.families.pictures import ImageFamily
+from maskvlm_jax.models.pretrained.families.base import Names, blocks, without_bias
+from maskvlm_jax.models.pretrained.families.pictures import ImageFamily
 
 LAYER = "encoder.layer.{}."
 # What DINOv2 calls so too.

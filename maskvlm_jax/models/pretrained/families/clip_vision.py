@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from maskvlm_jax.weights.families.base import Names, blocks
-from maskvlm_jax.weights.families.pictures import ImageFamily
+from maskvlm_jax.models.pretrained.families.base import Names, blocks
+from maskvlm_jax.models.pretrained.families.pictures import ImageFamily
 
 DENSE = {"patch_embedding": "embeddings.patch_embedding"}
 DENSE |= blocks(

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from maskvlm_jax.weights import positions
+from maskvlm_jax.models.pretrained import positions
 
 RNG = np.random.default_rng(0)
 
