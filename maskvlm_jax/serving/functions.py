@@ -32,6 +32,11 @@ def unit_text_vectors(learner: Learner, batch: Batch) -> jax.Array:
     return normalize(text_vectors(learner, batch))
 
 
+def cosines(learner: Learner, batch: Batch) -> jax.Array:
+    """(B,) of the pairs of a batch."""
+    return jnp.sum(unit_image_vectors(learner, batch) * unit_text_vectors(learner, batch), axis=1)
+
+
 def image_tokens(learner: Learner, batch: Batch) -> jax.Array:
     """image_BSD in float32."""
     return learner.vlm.encode_image(normalised(batch["image"])).astype(jnp.float32)

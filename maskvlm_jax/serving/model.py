@@ -5,6 +5,7 @@ images, texts = model.encode_images(["a.jpg", "b.png"]), model.encode_texts(["a 
 model.similarity(texts, images)
 """
 
+import functools
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,19 +17,11 @@ from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.evaluators.predictor import Functions, Predictor
 from maskvlm_jax.objectives.base import PredictsPixels, PredictsWords, ScoresPairs, TrainsEmbeddings, label_of
 from maskvlm_jax.runtime import buckets, sharding
-from maskvlm_jax.serving import functions, pictures, rebuilding
+from maskvlm_jax.serving import functions, ranking, rebuilding, words
 from maskvlm_jax.serving.pictures import OnError, Picture
 from maskvlm_jax.serving.runner import Arrays, Runner, many_texts
 from maskvlm_jax.settings import rules
-from maskvlm_jax.training import build, stored_model
-
-# Two unmatched pairs for a matched one are what matching is trained on.
-_PRIOR_LOG_ODDS = -np.log(2.0)
-
-
-def _probability(odds: np.ndarray) -> np.ndarray:
-    """Of a pair's belonging together, where matched and unmatched are as likely before."""
-    return 1 / (1 + np.exp(_PRIOR_LOG_ODDS - odds))
+from maskvlm_jax.training import build, stored_model, train_step
 
 
 def load(
@@ -59,7 +52,7 @@ class Model:
 
     Attributes:
         config: of the run, an `ml_collections.ConfigDict`.
-        step: of the run.
+        step: of the run; checkpoint: what `load` finds the same parameters by, "best" or the step.
         tokenizer: see `data.tokenizer.Tokenizer`.
         image_size: pixels of the square that pictures are squeezed to.
         max_length: tokens of a caption, those of start and end among them; what is longer is cut.
@@ -75,7 +68,8 @@ class Model:
             found = stored_model.read(self._folder, self._mesh, step=step, weights=weights, dtype=dtype)
         self.config, self.step, self._weights = found.config, found.step, weights
         # The best checkpoint has a folder of its own; the latest may be another by the time that it is saved.
-        self._step = step if step == "best" else str(found.step)
+        self.checkpoint = step if step == "best" else str(found.step)
+        self._params = found.params
         self.tokenizer = tokenizers.load(self._folder / "tokenizer")
         self._objectives = rules.active_objectives(self.config)
         self._predictor = Predictor(
@@ -93,6 +87,17 @@ class Model:
             max_length=self.max_length,
             batch_size=batch_size,
         )
+
+    @functools.cached_property
+    def parameters_sha256(self) -> str:
+        """sha256 of the parameters, as in result.json."""
+        with jax.set_mesh(self._mesh):
+            return train_step.parameters_sha256(self._params)
+
+    @property
+    def matches(self) -> bool:
+        """Whether there is a matching head, for `match` and the second stage of `rank`."""
+        return self._predictor.offers(ScoresPairs)
 
     @property
     def temperature(self) -> float:
@@ -175,7 +180,7 @@ class Model:
         """
         self._needs(ScoresPairs, "matching head")
         odds, single = self._runner.of_pairs(images, texts, functions.log_odds, progress=progress)
-        return _probability(odds)[0] if single else _probability(odds)
+        return ranking.probability(odds)[0] if single else ranking.probability(odds)
 
     def rank(
         self, query: Picture | str, candidates: Sequence[Any], *, k: int = 10, rerank: int = 64
@@ -191,28 +196,36 @@ class Model:
             at most k of {"index": of the candidates, "score": cosine, "match": probability, None where it was not
             computed}, the best first.
         """
-        if k < 1 or rerank < 0:
-            raise ValueError(f"k is {k} and rerank {rerank}; give at least 1 and 0")
-        of_texts = not isinstance(query, str)
-        candidates, single = many_texts(candidates) if of_texts else pictures.many(candidates)
-        if single:
-            raise ValueError("candidates are one text or picture; give a list of them")
-        own = self.encode_images(query) if of_texts else self.encode_texts(query)
-        others = self.encode_texts(candidates) if of_texts else self.encode_images(candidates)
-        cosine = others @ own
-        order = np.argsort(-cosine, kind="stable")
-        match = dict.fromkeys(order.tolist())
-        if rerank and len(order) and self._predictor.offers(ScoresPairs):
-            top = order[: max(rerank, k)]
-            chosen = [candidates[i] for i in top]
-            pair = (query, chosen) if of_texts else (chosen, query)
-            odds, _ = self._runner.of_pairs(*pair, functions.log_odds)
-            label = label_of(self._objectives, ScoresPairs)
-            adds = self._objectives[label].adds_similarity(self.config.objectives[label])
-            score = odds + (cosine[top] / self.temperature if adds else 0)
-            order = np.concatenate([top[np.argsort(-score, kind="stable")], order[len(top) :]])
-            match |= dict(zip(top.tolist(), _probability(odds).tolist(), strict=True))
-        return [{"index": int(i), "score": float(cosine[i]), "match": match[int(i)]} for i in order[:k]]
+        return ranking.rank(self, query, candidates, k=k, rerank=rerank)
+
+    def rerank(
+        self, query: Picture | str, candidates: Sequence[Any], cosines: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The second stage of `rank`, of candidates whose cosines with the query are known.
+
+        Returns:
+            (n,) scores, the higher the better: log-odds of matching, and the cosine over the temperature where matching
+            was trained to be added to it; (n,) probabilities, as of `match`.
+        """
+        self._needs(ScoresPairs, "matching head")
+        pair = (candidates, query) if isinstance(query, str) else (query, candidates)
+        odds, _ = self._runner.of_pairs(*pair, functions.log_odds)
+        label = label_of(self._objectives, ScoresPairs)
+        adds = self._objectives[label].adds_similarity(self.config.objectives[label])
+        return odds + (cosines / self.temperature if adds else 0), ranking.probability(odds)
+
+    def word_weights(self, image: Picture, text: str) -> list[tuple[str, float]]:
+        """What each word of a text adds to the probability of matching a picture, or to the cosine without that head.
+
+        Returns:
+            of each word how much that falls where the mask token stands in the word's place.
+        Raises:
+            ValueError: the text is empty or longer than the model reads.
+        """
+        if self.matches:
+            return words.weights(self._runner, image, text, functions.log_odds, ranking.probability)
+        self._needs(TrainsEmbeddings, "contrastive space")
+        return words.weights(self._runner, image, text, functions.cosines, lambda cosines: cosines)
 
     def classify(
         self,
@@ -275,7 +288,7 @@ class Model:
         from maskvlm_jax.serving.exports import exporting  # reads the model anew, as it is stored
 
         exporting.export(
-            str(self._folder), os.fspath(folder), step=self._step, weights=self._weights, stablehlo=stablehlo
+            str(self._folder), os.fspath(folder), step=self.checkpoint, weights=self._weights, stablehlo=stablehlo
         )
 
     def _needs(self, role: type, what: str) -> None:

@@ -109,16 +109,26 @@ class Runner:
                 f"there are {len(many)} pictures and {len(captions)} texts; give as many of both, or one of either"
             )
         count = len(captions) if one_image else len(many)
-        arrays, found = self.tokens(captions), np.zeros(count, np.float32)
-        arrays = {name: np.repeat(x, count, axis=0) if one_text else x for name, x in arrays.items()}
+        arrays = {name: np.repeat(x, count, axis=0) if one_text else x for name, x in self.tokens(captions).items()}
         with _bar(count, progress) as bar:
-            for image, ids in self._read(many, count, one_image):
-                chosen, valid = padded(np.arange(len(ids)), self._batch_size)
-                batch = {"image": image[chosen]} | {name: x[ids][chosen] for name, x in arrays.items()}
-                batch["image_masked"] = np.zeros((len(chosen), self._patches), bool)
-                found[ids] = self.fetch(function, batch)[valid]
-                bar.update(len(ids))
+            found = self._of_rows(many, arrays, function, bar, one=one_image)
         return found, one_image and one_text
+
+    def beside(self, image: Picture, arrays: Arrays, function: Callable) -> np.ndarray:
+        """A number for each row of "tokens" and "token_valid" beside one picture."""
+        with _bar(len(arrays["tokens"]), False) as bar:
+            return self._of_rows([image], arrays, function, bar, one=True)
+
+    def _of_rows(self, many: list[Picture], arrays: Arrays, function: Callable, bar: tqdm, *, one: bool) -> np.ndarray:
+        """A number for each row of tokens and the picture of its number, or the only one."""
+        found = np.zeros(len(arrays["tokens"]), np.float32)
+        for image, ids in self._read(many, len(found), one):
+            chosen, valid = padded(np.arange(len(ids)), self._batch_size)
+            batch = {"image": image[chosen]} | {name: x[ids][chosen] for name, x in arrays.items()}
+            batch["image_masked"] = np.zeros((len(chosen), self._patches), bool)
+            found[ids] = self.fetch(function, batch)[valid]
+            bar.update(len(ids))
+        return found
 
     def _read(self, many: list[Picture], count: int, one: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Batches of pictures and their numbers; a single one stands beside every text."""

@@ -60,18 +60,21 @@ _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[bool]:
+def locked(folder: Path, *, who: str = "run", kind: str = "workdir", flag: str = "--workdir") -> Iterator[bool]:
     """Keeps other runs that ask for it out of a folder; the lock goes with this process, however it ends.
 
     Of a run of several processes the one that writes has it. Yields whether no other run can be there, which is not
     known where the file system has no locks.
+
+    Args:
+        who, kind, flag: what messages call a run, its folder, and the flag that names another.
 
     Raises:
         UserError: another run has it.
     """
     if buckets.is_remote(folder):
         if processes.is_main():
-            print(f"warning: {folder} is in a bucket, which has no locks; see that no other run writes there")
+            print(f"warning: {folder} is in a bucket, which has no locks; see that no other {who} writes there")
         yield False
         return
     if not processes.is_main():
@@ -81,7 +84,7 @@ def locked(folder: Path) -> Iterator[bool]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / _LOCK).open("a+", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"workdir {folder} cannot be written: {error.strerror}; choose another --workdir") from error
+        raise UserError(f"{kind} {folder} cannot be written: {error.strerror}; choose another {flag}") from error
     with file:
         try:
             # Of this process alone: workers that were forked do not have it, and cannot keep it.
@@ -91,12 +94,12 @@ def locked(folder: Path) -> Iterator[bool]:
             owner = file.read().strip()
             process = f" (process {owner})" if owner else ""
             raise UserError(
-                f"another run{process} is writing to {folder}; wait for its end, or give another --workdir"
+                f"another {who}{process} is writing to {folder}; wait for its end, or give another {flag}"
             ) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            print(f"warning: {folder} is on a file system without locks; see that no other run writes there")
+            print(f"warning: {folder} is on a file system without locks; see that no other {who} writes there")
             yield False
             return
         file.truncate(0)
