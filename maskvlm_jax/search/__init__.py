@@ -1,0 +1,1 @@
+"""Pictures of one's own, found by words or by other pictures."""
