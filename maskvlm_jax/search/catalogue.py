@@ -74,7 +74,8 @@ class Catalogue:
 
     def _connection(self) -> sqlite3.Connection:
         if not hasattr(self._local, "connection"):
-            address = f"file:{quote(bytes(self._path))}?mode={'rwc' if self._write else 'ro'}"
+            # A reader may write too: it takes back the transaction of a process that was killed in it.
+            address = f"file:{quote(bytes(self._path))}?mode={'rwc' if self._write else 'rw'}"
             self._local.connection = sqlite3.connect(address, uri=True, timeout=_WAIT)
         return self._local.connection
 

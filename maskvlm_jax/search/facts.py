@@ -1,5 +1,6 @@
 """What an index is of: its pictures, its model, and where its vectors are; kept in its index.json."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from maskvlm_jax.runtime import files
 from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.settings import workdir
 
 _FILE, _FORMAT = "index.json", 1
 
@@ -78,6 +80,11 @@ def write(index: Path, facts: Facts) -> None:
     """Writes the facts in one step."""
     # ASCII alone: surrogates of a path cannot be written otherwise.
     files.write_text(index / _FILE, json.dumps({"format": _FORMAT} | dataclasses.asdict(facts), indent=2) + "\n")
+
+
+def locked(index: Path) -> contextlib.AbstractContextManager[bool]:
+    """Keeps other processes from changing an index; see `workdir.locked`."""
+    return workdir.locked(index, who="index command", kind="index", flag="--index")
 
 
 def check_model(index: Path, facts: Facts, model: Embedder) -> None:

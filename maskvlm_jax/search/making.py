@@ -15,10 +15,8 @@ from maskvlm_jax.search.facts import Facts
 from maskvlm_jax.search.indexing import Report
 from maskvlm_jax.search.searching import load_model
 from maskvlm_jax.serving.model import Model
-from maskvlm_jax.settings import workdir
 
 _PICTURES = "pictures"  # of a split, in the folder of the index
-_LOCK = {"who": "index command", "kind": "index", "flag": "--index"}
 
 
 class Place(NamedTuple):
@@ -48,7 +46,7 @@ def index(
     where = os.path.realpath(index / _PICTURES if split else Path(folder).expanduser())
     if not split:
         _check_apart(index, where)
-    with workdir.locked(index, **_LOCK):
+    with facts_of.locked(index):
         facts = _facts(where, model, name, weights, place)
         if facts_of.is_index(index):
             facts = _found_again(index, facts, model)
@@ -73,7 +71,7 @@ def update(index: Path, *, folder: str = "", model: str = "", cache: str | None 
         changed["model"] = os.path.realpath(Path(model).expanduser())
     facts = dataclasses.replace(facts, **changed)
     stores.check(facts.store, facts.url, facts.cache)
-    with workdir.locked(index, **_LOCK):
+    with facts_of.locked(index):
         report = indexing.update(index, facts, lambda: load_model(facts, "", maskvlm_jax.load), progress=progress)
         if changed:
             facts_of.write(index, facts)
