@@ -13,6 +13,7 @@ name a path.
 import logging
 import secrets
 import socket
+import threading
 from pathlib import Path
 
 import uvicorn
@@ -27,7 +28,7 @@ from maskvlm_jax.data.decoding import MAX_PIXELS, DecodeError, picture_size
 from maskvlm_jax.runtime import host as machine
 from maskvlm_jax.runtime.errors import UserError, first_line
 from maskvlm_jax.search import answers, limits, queries, safety, thumbnails
-from maskvlm_jax.search.searching import Found, Searcher
+from maskvlm_jax.search.searching import Found, Part, Searcher
 from maskvlm_jax.serving.pictures import PictureError
 
 _PAGE = Path(__file__).with_name("page.html")
@@ -194,6 +195,11 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _compile(searcher: Searcher) -> None:
+    """The first search compiles the model's functions: seconds that the first query need not wait for."""
+    searcher.search([Part(text="a")])
+
+
 def serve(searcher: Searcher, *, host: str = "127.0.0.1", port: int = 8000) -> None:
     """Serves the page until Ctrl-C, which is raised then.
 
@@ -210,6 +216,7 @@ def serve(searcher: Searcher, *, host: str = "127.0.0.1", port: int = 8000) -> N
         print(f"{searcher.pictures:,} pictures can be searched at {address} (Ctrl-C ends it)", flush=True)
         if not safety.is_loopback(host):
             print("whoever reaches this address sees these pictures: there is no password", flush=True)
+        threading.Thread(target=_compile, args=[searcher], daemon=True).start()
         config = uvicorn.Config(
             app(searcher, host=host),
             http="h11",
