@@ -14,6 +14,7 @@ import logging
 import secrets
 import socket
 import threading
+import warnings
 from pathlib import Path
 
 import uvicorn
@@ -72,7 +73,13 @@ class _Handlers:
         async with self._bodies.read(request) as body:
             query = queries.read(body)
             found = await self._searches.run(request, self._search, query)
-        return JSONResponse(answers.plain(found), headers={"Cache-Control": "no-store"})
+        cut = any(self._is_cut(part.text) for part in query.parts)
+        return JSONResponse(answers.plain(found) | {"cut": cut}, headers={"Cache-Control": "no-store"})
+
+    def _is_cut(self, text: str) -> bool:
+        """Whether a text has more tokens than the model reads."""
+        model = self._searcher.model
+        return bool(model.tokenizer.encode(text, model.max_length + 1)[2][-1])
 
     def _search(self, query: queries.Query) -> Found:
         try:
@@ -210,6 +217,7 @@ def serve(searcher: Searcher, *, host: str = "127.0.0.1", port: int = 8000) -> N
     Raises:
         UserError: nothing can listen there.
     """
+    warnings.filterwarnings("ignore", message=".* tokens and are cut")  # the page tells it
     with _listening(host, port) as bound:
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{bound.getsockname()[1]}/"

@@ -27,8 +27,24 @@ def draw_scenes(folder: Path, count: int, size: int) -> list[str]:
     return [source.captions(i)[0] for i in range(count)]
 
 
+class FakeModel:
+    """Whose tokens are words, of which it reads 20."""
+
+    max_length = 20
+
+    @property
+    def tokenizer(self):
+        return self
+
+    def encode(self, text: str, max_length: int):
+        valid = np.arange(max_length) < len(text.split())
+        return valid, valid, valid
+
+
 class FakeSearcher:
     """Cosines are shares of common words, or of like pixels."""
+
+    model = FakeModel()
 
     def __init__(self, folder: Path, captions: list[str]):
         self.folder, self.captions = folder, captions

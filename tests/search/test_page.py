@@ -224,6 +224,8 @@ def test_letters_typed_in_the_box_are_letters(page):
 def test_a_query_that_is_too_long_and_a_server_that_is_gone_are_told_in_a_line(page):
     box(page).fill("word " * 10_000)
     expect(page.locator("#status.wrong")).to_contain_text("letters at most")
+    box(page).fill("red " * 30)
+    expect(page.locator("#status")).to_contain_text("The query is too long for the model")
     page.route("**/search", lambda route: route.abort())
     box(page).fill("red")
     expect(page.locator("#status.wrong")).to_have_text("The server does not answer; is it still running?")

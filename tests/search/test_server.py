@@ -82,6 +82,11 @@ def test_a_text_finds_pictures_with_probabilities(client):
     assert found["above"] == sum(hit["probability"] >= 0.75 for hit in found["hits"])
 
 
+def test_a_text_that_the_model_does_not_read_whole_is_told_so(client):
+    cut = [client.post("/search", content=body({"text": "word " * count})).json()["cut"] for count in (20, 21)]
+    assert cut == [False, True]
+
+
 def test_a_picture_finds_itself_and_so_does_its_row(client, site):
     content = (site.folder / "test-000007.png").read_bytes()
     by_picture = client.post("/search", content=body({"bytes": len(content)}, pictures=content)).json()
