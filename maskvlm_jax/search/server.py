@@ -11,6 +11,7 @@ name a path.
 """
 
 import logging
+import os
 import secrets
 import socket
 import threading
@@ -190,7 +191,8 @@ def _listening(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except OSError as error:
-        reason = error.strerror or str(error)
+        # Those of looking a name up have negative numbers and good words of their own.
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
         message = f"{host} port {port} cannot be listened on ({reason}): choose another --port or --host"
         raise UserError(message) from error
 
