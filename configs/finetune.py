@@ -3,8 +3,8 @@
     python -m maskvlm_jax.main --config=configs/finetune.py:task=classification \\
         --config.checkpoint=runs/maskvlm-tiny-scenes
 
-A task is a file of maskvlm_jax/tasks, or the path of any other: task=mine.py. The rest of the structure after the colon
-(recipe, size, data) is that of the pre-training run.
+A task is a file of maskvlm_jax/training/tasks, or the path of any other: task=mine.py. The rest of the structure after
+the colon (recipe, size, data) is that of the pre-training run.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import common, pretrain, recipes
 from maskvlm_jax.runtime import plugins
 
-TASKS = "maskvlm_jax.tasks"
+TASKS = "maskvlm_jax.training.tasks"
 
 
 def get_config(arg: str = "") -> ConfigDict:

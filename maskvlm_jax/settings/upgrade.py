@@ -20,7 +20,7 @@ RENAMED = {
     "model.fusion.max_length": _FROM_ENCODERS,
 }
 
-FORMAT = 4  # of config.json; raise it with every key that is added or that changes its meaning
+FORMAT = 5  # of config.json; raise it with every key that is added or that changes its meaning
 _KEY = "format"
 
 
@@ -105,6 +105,13 @@ def _to_4(config: dict[str, Any]) -> None:
         model["fusion"].pop(name, None)
 
 
+def _to_5(config: dict[str, Any]) -> None:
+    """Another place of the tasks, whose parts are named by it."""
+    for block in (config["objectives"], config["evals"], config["data"]["fields"]):
+        for part in block.values():
+            part["name"] = part["name"].replace("maskvlm_jax.tasks.", "maskvlm_jax.training.tasks.")
+
+
 def _rename(block: dict[str, Any], **names: str) -> None:
     """Gives keys their new names."""
     for old, new in names.items():
@@ -112,4 +119,4 @@ def _rename(block: dict[str, Any], **names: str) -> None:
             block[new] = block.pop(old)
 
 
-_STEPS = {1: _to_2, 2: _to_3, 3: _to_4}
+_STEPS = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5}

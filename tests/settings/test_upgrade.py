@@ -43,6 +43,15 @@ def test_a_sum_over_the_width_keeps_its_weight_in_the_whole():
     np.testing.assert_allclose(before["objectives"]["masked_feature"]["weight"], 128**0.5)
 
 
+def test_parts_of_a_task_are_found_where_tasks_are_now():
+    config = {**plain_values.to_json(pretrain.get_config()), "format": 4}
+    named = {"label": {"name": "maskvlm_jax.tasks.classification"}}
+    config |= {"objectives": named, "evals": dict(named), "data": config["data"] | {"fields": dict(named)}}
+    found = upgrade.upgrade(config)
+    for block in (found["objectives"], found["evals"], found["data"]["fields"]):
+        assert block["label"]["name"] == "maskvlm_jax.training.tasks.classification"
+
+
 def test_what_is_written_is_read_as_it_was(tmp_path):
     config = plain_values.to_json(pretrain.get_config())
     upgrade.write(tmp_path / "config.json", config)

@@ -11,7 +11,7 @@ from configs import finetune
 from maskvlm_jax.data.scenes.world import SHAPES
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import rules
-from maskvlm_jax.tasks import classification
+from maskvlm_jax.training.tasks import classification
 from tests.conftest import toy_config, toy_flags
 from tests.reference import exporting as exports
 
