@@ -91,7 +91,7 @@ def prepare_accelerator(*, deterministic: bool = False) -> None:
     wanted = _XLA_FLAGS | (_DETERMINISTIC if deterministic else {})
     added = [f"--{name}={value}" for name, value in wanted.items() if f"--{name}=" not in given]
     os.environ["XLA_FLAGS"] = " ".join([*given.split(), *added])
-    _default("JAX_COMPILATION_CACHE_DIR", str(compiled_programs()))
+    keep_compiled_programs()
     # One ready kernel for all random draws: a model's first parameters are hundreds, each of which XLA would compile.
     # The bits are the same.
     _default("JAX_THREEFRY_GPU_KERNEL_LOWERING", "1", True)
@@ -103,6 +103,11 @@ def _default(name: str, value: str, read: Any = None) -> None:
         os.environ[name] = value
         if "jax" in sys.modules:
             sys.modules["jax"].config.update(name.lower(), value if read is None else read)
+
+
+def keep_compiled_programs() -> None:
+    """Keeps what takes a second or more to compile, for the next process, where the user has not said otherwise."""
+    _default("JAX_COMPILATION_CACHE_DIR", str(compiled_programs()))
 
 
 def compiled_programs() -> Path:

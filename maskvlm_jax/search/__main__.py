@@ -13,6 +13,7 @@ pictures of the run's own split into DIR and indexes them.
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -113,10 +114,13 @@ def _query(argv: Sequence[str]) -> None:
         raise UserError('give a query and an index: python -m maskvlm_jax.search query "a dog" --index=DIR')
     parts = _parts(args.parts, args.weights)
     searcher = Searcher.open(args.index, model=args.model)
-    try:
-        found = searcher.search(parts, k=args.k, rerank=args.rerank, cutoff=args.cutoff)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    with warnings.catch_warnings(record=True) as told:
+        try:
+            found = searcher.search(parts, k=args.k, rerank=args.rerank, cutoff=args.cutoff)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    for warning in dict.fromkeys(str(one.message) for one in told):
+        print(f"warning: {warning}", file=sys.stderr)
     print(json.dumps(answers.plain(found)) if args.json else answers.table(found))
 
 
@@ -142,9 +146,10 @@ def _page(argv: Sequence[str]) -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     args = _model(argv, parser)
+    searcher = Searcher.open(args.index, model=args.model)
     from maskvlm_jax.search import server  # and with it a web server
 
-    server.serve(Searcher.open(args.index, model=args.model), host=args.host, port=args.port)
+    server.serve(searcher, host=args.host, port=args.port)
 
 
 def _export(argv: Sequence[str]) -> None:
@@ -178,8 +183,8 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         if name not in _COMMANDS:
             raise UserError(f"there is no command {name!r}; give {', '.join(_COMMANDS)}")
-        if name in ("index", "update", "query", "page"):
-            host.prepare_accelerator()
+        host.prepare_accelerator()
+        host.keep_compiled_programs()  # on CPUs too: a query is a process that computes for a moment
         _COMMANDS[name](rest)
 
     return command_line.run(work, resumes=name in ("index", "update"))

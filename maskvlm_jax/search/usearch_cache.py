@@ -39,16 +39,16 @@ def new_graph(width: int):
         dtype="f16",
         connectivity=CONNECTIVITY,
         expansion_add=EXPANSION_ADD,
-        expansion_search=EXPANSION_SEARCH,
     )
 
 
 class CachedStore:
     """`exact` with a graph of its vectors in the folder of the index."""
 
-    def __init__(self, index: Path, exact: ExactStore, embed_dim: int):
+    def __init__(self, index: Path, exact: ExactStore, embed_dim: int, *, expansion: int = EXPANSION_SEARCH):
         _usearch()
         self._path, self._exact, self._width = index / _FILE, exact, embed_dim
+        self._expansion = expansion  # vectors that are looked at in a search
         self.write, self.read = exact.write, exact.read
         self._graph, self._version, self._opening = None, None, threading.Lock()
 
@@ -103,5 +103,5 @@ class CachedStore:
             return None
         if graph is None or graph.ndim != self._width:
             return None
-        graph.expansion_search = EXPANSION_SEARCH
+        graph.expansion_search = self._expansion
         return graph
