@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import compare_torch, loss_gradients, rerank, serving, shapes, train_step
+from benchmarks import compare_torch, loss_gradients, rerank, search, serving, shapes, train_step
 from configs import pretrain
 from maskvlm_jax.objectives.masked_positions import masked_token_capacity
 from maskvlm_jax.runtime.errors import UserError
@@ -201,6 +201,20 @@ def test_serving_tells_speed_and_the_time_to_a_first_result(benchmark):
     positive = *result["pictures_per_second"].values(), result["first_result_seconds"], result["of_the_slower"]
     assert min(positive) > 0
     assert len(serving.table(result).splitlines()) == 7
+
+
+@pytest.mark.parametrize("kind", ["few", "uniform"])
+def test_search_tells_both_stores_and_what_a_graph_misses(benchmark, kind):
+    pytest.importorskip("usearch")
+    flags = ("--vectors", 2_000, "--width", 32, "--queries", 5, "--kind", kind)
+    process = benchmark("search.py", *flags, "--json")
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    assert all(0.9 <= graph["recall_at_10"] <= 1 for graph in result["graphs"])
+    for ms in (result["exact_ms"], *(graph["ms"] for graph in result["graphs"])):
+        assert 0 < ms["min"] <= ms["median"] <= ms["max"]
+    assert result["mib"]["vectors.f32"] == 2 * result["mib"]["vectors.f16"] == 2_000 * 32 * 4 / 2**20
+    assert len(search.table(result).splitlines()) == 2 + len(result["graphs"]) + 2
 
 
 @pytest.mark.slow
