@@ -56,6 +56,8 @@ def _index(argv: Sequence[str]) -> None:
     if not args.model or bool(args.folder) == bool(args.split):
         raise UserError("give FOLDER or --split, and --model=RUN")
     stores.check(args.store, args.url, args.cache)
+    if args.folder:  # before the seconds of a model
+        making.checked(Path(args.index), args.folder)
     model = maskvlm_jax.load(args.model, step=args.step, weights=args.weights)
     place = making.Place(args.store, args.url, args.cache)
     print(making.index(Path(args.index), args.folder, model, args.model, args.weights, place, split=args.split))

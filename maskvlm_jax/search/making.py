@@ -43,9 +43,7 @@ def index(
         model.temperature  # noqa: B018
     except ValueError as error:
         raise UserError(f"{name} cannot be searched with: {error}") from error
-    where = os.path.realpath(index / _PICTURES if split else Path(folder).expanduser())
-    if not split:
-        _check_apart(index, where)
+    where = os.path.realpath(index / _PICTURES) if split else checked(index, folder)
     with facts_of.locked(index):
         facts = _facts(where, model, name, weights, place)
         if facts_of.is_index(index):
@@ -65,10 +63,9 @@ def update(index: Path, *, folder: str = "", model: str = "", cache: str | None 
     facts = facts_of.read(index)
     changed = {} if cache is None else {"cache": "" if cache == "none" else cache}
     if folder:
-        changed["folder"] = os.path.realpath(Path(folder).expanduser())
-        _check_apart(index, changed["folder"])
+        changed["folder"] = checked(index, folder)
     if model:
-        changed["model"] = os.path.realpath(Path(model).expanduser())
+        changed["model"] = _absolute(model)
     facts = dataclasses.replace(facts, **changed)
     stores.check(facts.store, facts.url, facts.cache)
     with facts_of.locked(index):
@@ -78,20 +75,26 @@ def update(index: Path, *, folder: str = "", model: str = "", cache: str | None 
         return told(index, facts, report)
 
 
-def _check_apart(index: Path, folder: str) -> None:
-    """Raises UserError: the folder is missing, or the index would be written into it."""
+def checked(index: Path, folder: str) -> str:
+    """The whole path of a folder of pictures.
+
+    Raises:
+        UserError: it is missing, or the index would be written into it.
+    """
+    folder = os.path.realpath(Path(folder).expanduser())
     if not os.path.isdir(folder):
         raise UserError(f"there is no folder {scanning.printable(os.fsencode(folder))}; is the disk there?")
     if Path(os.path.realpath(index)).is_relative_to(folder):
         raise UserError(
             f"--index={index} lies in the folder of the pictures, which is only read; give one outside of it"
         )
+    return folder
 
 
 def _facts(folder: str, model: Model, name: str, weights: str, place: Place) -> Facts:
     return Facts(
         folder=folder,
-        model=name if "://" in name else os.path.realpath(Path(name).expanduser()),
+        model=_absolute(name),
         checkpoint=model.checkpoint,
         weights=weights,
         run=model.config.name,
@@ -99,8 +102,13 @@ def _facts(folder: str, model: Model, name: str, weights: str, place: Place) -> 
         image_size=model.image_size,
         embed_dim=model.embed_dim,
         collection=f"maskvlm_{uuid.uuid4().hex[:16]}" if place.store == "milvus" else "",
-        **place._asdict(),
+        **place._replace(url=_absolute(place.url))._asdict(),
     )
+
+
+def _absolute(path: str) -> str:
+    """A path that is the same from every folder; an address, or nothing, as it is."""
+    return path if not path or "://" in path else os.path.realpath(Path(path).expanduser())
 
 
 def _found_again(index: Path, wanted: Facts, model: Model) -> Facts:

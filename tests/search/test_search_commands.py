@@ -1,6 +1,7 @@
 """The commands do what they say, and say in one line what they cannot do."""
 
 import csv
+import functools
 import json
 import subprocess
 import sys
@@ -20,6 +21,15 @@ from tests.search.stand_ins import write_picture
 
 SCENES = 100
 MODEL = exports.FOLDER / "albef"  # of random parameters
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once():
+    """Every model is read and compiled once, however many commands ask for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        load = functools.cache(maskvlm_jax.load)
+        patch.setattr(maskvlm_jax, "load", lambda folder, **options: load(str(folder), **options))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +53,7 @@ def run(*arguments):
     return commands.main(["search", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_recalls_through_a_search_are_those_of_the_evaluation(index, scenes, cli, tmp_path):
     flags = {"limit": SCENES, "rerank_k": 16, "rerank_score": "itm+itc", "extra_splits": "()", "figures": 0}
     flags = [f"--config.evaluation.{name}={value}" for name, value in flags.items()]
@@ -180,7 +191,8 @@ def test_a_cache_can_be_added_and_left_away(index, scenes, capsys):
         (("find",), "there is no command 'find'; give index, update, query, page, export"),
         (("index", "x", "--index=i"), "give FOLDER or --split, and --model=RUN"),
         (("index", "x", "--model=m"), "the following arguments are required: --index"),
-        (("index", "x", "--model=nowhere", "--index=i"), "there is no workdir 'nowhere'"),
+        (("index", "x", "--model=m", "--index=i"), "/x; is the disk there?"),
+        (("index", "--split=test", "--model=nowhere", "--index=i"), "there is no workdir 'nowhere'"),
         (("index", "x", "--model=m", "--index=i", "--store=faiss"), "--store is 'faiss'"),
         (("update", "nowhere"), "there is no index in nowhere"),
         (("query", "a dog"), "give a query and an index"),
