@@ -17,7 +17,7 @@ from maskvlm_jax.search.vectors import ExactStore
 
 _FILE = "neighbours.usearch"
 _BLOCK = 16_384  # rows that are added at a time
-_AT_LEAST = 128  # candidates that are compared exactly
+_AT_LEAST = 32  # half of the candidates that are compared exactly
 # Neighbours of each vector in the graph, and how many are looked at when one is added and when one is looked for:
 # benchmarks/search.py tells what they cost and find.
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 32, 128, 256
