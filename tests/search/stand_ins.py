@@ -1,10 +1,11 @@
 """A model that costs nothing, folders of pictures for it, and its index updated in a process of its own.
 
-python -m tests.search.stand_ins INDEX [SECONDS]    SECONDS: what a batch takes at least
+python -m tests.search.stand_ins INDEX [POINT SIGNAL COUNT]    where it gets a signal, see `get_signal`
 """
 
+import itertools
+import os
 import sys
-import time
 import zlib
 from pathlib import Path
 
@@ -28,8 +29,8 @@ class StandIn:
 
     embed_dim, image_size, parameters_sha256, matches = WIDTH, SIZE, "a" * 64, True
 
-    def __init__(self, seconds: float = 0.0):
-        self.embedded, self._seconds = 0, seconds
+    def __init__(self):
+        self.embedded = 0
 
     def _of(self, content: bytes) -> np.ndarray:
         return unit(np.random.default_rng(zlib.crc32(content)).standard_normal(WIDTH)).astype(np.float32)
@@ -39,7 +40,6 @@ class StandIn:
             with Image.open(images) as picture:
                 return self._of(np.asarray(picture.convert("RGB")).tobytes())
         self.embedded += len(images)
-        time.sleep(self._seconds)
         return np.stack([self._of(pixels.tobytes()) for pixels in images])
 
     def encode_texts(self, text):
@@ -78,9 +78,38 @@ def content(index: Path) -> list[tuple[bytes, bytes, bytes]]:
     return [(name, sha256, store.read([row])[0].tobytes()) for name, row, sha256 in catalogue.listing()]
 
 
+def signalled(function, number: int, count: int):
+    """`function`, but this process gets a signal before the call of that count."""
+    calls = itertools.count(1)
+
+    def call(*args):
+        if next(calls) == count:
+            os.kill(os.getpid(), number)
+        return function(*args)
+
+    return call
+
+
+def get_signal(point: str, number: int, count: int) -> None:
+    """Arranges that this process gets a signal in its update.
+
+    Args:
+        point: "embedding" of a batch, "vectors" when the first of two files is written, "stored" before a batch's
+            transaction, or "transaction", within it.
+        count: of such points, of files that a transaction writes in the last case.
+    """
+    if point == "transaction":
+        add, passed = Catalogue.add, signalled(lambda file: file, number, count)
+        Catalogue.add = lambda self, contents, seen: add(self, contents, map(passed, seen))
+    else:
+        where = {"embedding": (StandIn, "encode_images"), "vectors": (os, "fsync"), "stored": (Catalogue, "add")}
+        owner, name = where[point]
+        setattr(owner, name, signalled(getattr(owner, name), number, count))
+
+
 if __name__ == "__main__":
     given = Path(sys.argv[1])
+    if len(sys.argv) > 2:
+        get_signal(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     with facts.locked(given):
-        print("started", flush=True)
-        update(given, StandIn(float(sys.argv[2]) if len(sys.argv) > 2 else 0.0))
-        print("done", flush=True)
+        update(given)

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -68,11 +67,9 @@ def test_an_update_embeds_what_was_added_or_changed_and_nothing_else(tmp_path, p
     assert int(Catalogue(index).live().sum()) == pictures
 
 
-def start(index, seconds):
-    command = [sys.executable, "-m", "tests.search.stand_ins", str(index), str(seconds)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "started\n"
-    return process
+def run(index, *arguments):
+    command = [sys.executable, "-m", "tests.search.stand_ins", *map(str, (index, *arguments))]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def test_a_process_that_is_ended_anywhere_loses_nothing(tmp_path):
@@ -81,16 +78,16 @@ def test_a_process_that_is_ended_anywhere_loses_nothing(tmp_path):
         write_picture(folder / f"{place}.png", place % 900)
     made(index, folder)
     stored = [0]
-    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
-        process = start(index, 0.15)
-        time.sleep(dice.uniform(0.05, 0.3))
-        process.send_signal(number)
-        process.communicate()
-        assert process.returncode != 0
-        stored.append(Catalogue(index, write=True).rows())  # it may have been killed before there was any
-    assert stored == sorted(stored) and stored[-1] < 900
-    process = start(index, 0)
-    assert process.communicate()[0] == "done\n" and process.returncode == 0
+    points = [
+        ("transaction", signal.SIGKILL, dice.randint(65, 200)),
+        ("vectors", signal.SIGKILL, 2 * dice.randint(1, 3)),
+    ]
+    points += [("stored", signal.SIGKILL, dice.randint(1, 3)), ("embedding", signal.SIGINT, dice.randint(1, 3))]
+    for point, number, count in points:
+        assert run(index, point, int(number), count).returncode == -number
+        stored.append(Catalogue(index).rows())
+    assert stored == sorted(stored) and 0 < stored[1] <= stored[-1] < 900
+    assert run(index).returncode == 0
     made(tmp_path / "straight", folder)
     assert update(tmp_path / "straight").embedded == 900
     assert content(index) == content(tmp_path / "straight")
@@ -262,13 +259,12 @@ def test_vectors_that_are_no_numbers_are_refused(index):
 
 
 def test_two_processes_cannot_update_at_once(index):
-    process = start(index, 5)
-    with pytest.raises(UserError, match=rf"another index command \(process {process.pid}\) is writing to .*index"):
-        making.update(index)
-    process.kill()
-    process.communicate()
     with facts_of.locked(index):
-        pass
+        process = run(index)
+        assert (
+            f"another index command (process {os.getpid()}) is writing to {index}; wait for its end" in process.stderr
+        )
+    assert run(index).returncode == 0
 
 
 def test_a_full_disk_is_told_and_the_same_command_goes_on(index, monkeypatch):
