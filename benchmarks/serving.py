@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jax
 import numpy as np
 
-import maskvlm_jax
 from benchmarks.command import finish
 from benchmarks.photographs import write_photographs
 from maskvlm_jax.runtime import host
 from maskvlm_jax.serving import pictures as reading
+from maskvlm_jax.serving.model import load
 
 ROUNDS = 3
 _FIRST = """
@@ -53,7 +53,7 @@ def first_result(folder: str) -> float:
 
 def rates(folder: str, files: list[Path], batch_size: int) -> dict[str, float]:
     """Pictures a second of each kind of work."""
-    model = maskvlm_jax.load(folder, batch_size=batch_size)
+    model = load(folder, batch_size=batch_size)
     pixels = np.zeros((batch_size, model.image_size, model.image_size, 3), np.uint8)
     model.encode_images(pixels)  # compiles
 

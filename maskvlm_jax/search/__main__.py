@@ -17,12 +17,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import maskvlm_jax
 from maskvlm_jax.runtime import host
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.search import answers, exporting, making, stores
 from maskvlm_jax.search import facts as facts_of
 from maskvlm_jax.search.searching import Part, Searcher
+from maskvlm_jax.serving import model as serving
 from maskvlm_jax.settings import command_line
 
 
@@ -58,7 +58,7 @@ def _index(argv: Sequence[str]) -> None:
     stores.check(args.store, args.url, args.cache)
     if args.folder:  # before the seconds of a model
         making.checked(Path(args.index), args.folder)
-    model = maskvlm_jax.load(args.model, step=args.step, weights=args.weights)
+    model = serving.load(args.model, step=args.step, weights=args.weights)
     place = making.Place(args.store, args.url, args.cache)
     print(making.index(Path(args.index), args.folder, model, args.model, args.weights, place, split=args.split))
 

@@ -6,7 +6,6 @@ import uuid
 from pathlib import Path
 from typing import NamedTuple
 
-import maskvlm_jax
 from maskvlm_jax.runtime.errors import UserError, few
 from maskvlm_jax.search import facts as facts_of
 from maskvlm_jax.search import indexing, scanning, splits, stores
@@ -14,6 +13,7 @@ from maskvlm_jax.search.catalogue import Catalogue
 from maskvlm_jax.search.facts import Facts
 from maskvlm_jax.search.indexing import Report
 from maskvlm_jax.search.searching import load_model
+from maskvlm_jax.serving import model as serving
 from maskvlm_jax.serving.model import Model
 
 _PICTURES = "pictures"  # of a split, in the folder of the index
@@ -69,7 +69,7 @@ def update(index: Path, *, folder: str = "", model: str = "", cache: str | None 
     facts = dataclasses.replace(facts, **changed)
     stores.check(facts.store, facts.url, facts.cache)
     with facts_of.locked(index):
-        report = indexing.update(index, facts, lambda: load_model(facts, "", maskvlm_jax.load), progress=progress)
+        report = indexing.update(index, facts, lambda: load_model(facts, "", serving.load), progress=progress)
         if changed:
             facts_of.write(index, facts)
         return told(index, facts, report)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from maskvlm_jax.runtime.errors import UserError, first_line
-from maskvlm_jax.search.stores import living
+from maskvlm_jax.search.engines import living
 
 _MOST = 16_384  # rows that Milvus gives at a time
 _PART = 1_000  # rows in one request

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-import maskvlm_jax
 from maskvlm_jax.runtime import host
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.search import facts as facts_of
@@ -22,6 +21,7 @@ from maskvlm_jax.search.catalogue import Catalogue
 from maskvlm_jax.search.facts import Facts
 from maskvlm_jax.search.scanning import printable
 from maskvlm_jax.search.stores import Store
+from maskvlm_jax.serving import model as serving
 from maskvlm_jax.serving import pictures
 from maskvlm_jax.serving.model import Model
 from maskvlm_jax.serving.pictures import Picture
@@ -101,7 +101,7 @@ class Searcher:
         """
         index = Path(index)
         facts = facts_of.read(index)
-        loaded = load_model(facts, model, load or maskvlm_jax.load)
+        loaded = load_model(facts, model, load or serving.load)
         facts_of.check_model(index, facts, loaded)
         return cls(index, facts, stores.open_store(index, facts), loaded)
 

@@ -4,7 +4,6 @@ A store writes vectors by row, reads some back, and finds the nearest to a query
 it holds beyond those of the catalogue are of an update that was stopped, and are written over by the next.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -53,19 +52,3 @@ def open_store(index: Path, facts: Facts) -> Store:
 
         return CachedStore(index, exact, facts.embed_dim)
     return exact
-
-
-def living(ask: Callable[[int], np.ndarray], k: int, live: np.ndarray, most: int) -> np.ndarray:
-    """At least k live rows of an engine that does not know which are, or all that it finds.
-
-    Args:
-        ask: gives the nearest n rows, the nearest first; most: the largest n.
-    """
-    asked = min(2 * k, most)
-    while True:
-        rows = ask(asked)
-        found = rows[rows < len(live)]
-        found = found[live[found]]
-        if len(found) >= k or asked >= most or len(rows) < asked:
-            return found
-        asked = min(4 * asked, most)

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from maskvlm_jax.runtime.errors import UserError, writing
-from maskvlm_jax.search.stores import living
+from maskvlm_jax.search.engines import living
 from maskvlm_jax.search.vectors import ExactStore
 
 _FILE = "neighbours.usearch"

@@ -1,9 +1,7 @@
 """Candidates ranked by both stages: the cosines of all, then the matching of the nearest."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,8 +9,17 @@ from maskvlm_jax.serving import pictures
 from maskvlm_jax.serving.pictures import Picture
 from maskvlm_jax.serving.runner import many_texts
 
-if TYPE_CHECKING:
-    from maskvlm_jax.serving.model import Model
+
+class Ranks(Protocol):
+    """What is read of a `Model`."""
+
+    matches: bool
+
+    def encode_images(self, images: Any) -> np.ndarray: ...
+    def encode_texts(self, texts: Any) -> np.ndarray: ...
+    def rerank(
+        self, query: Picture | str, candidates: Sequence[Any], cosines: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 # Two unmatched pairs for a matched one are what matching is trained on.
@@ -24,7 +31,7 @@ def probability(odds: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(_PRIOR_LOG_ODDS - odds))
 
 
-def rank(model: Model, query: Picture | str, candidates: Sequence[Any], *, k: int, rerank: int) -> list[dict[str, Any]]:
+def rank(model: Ranks, query: Picture | str, candidates: Sequence[Any], *, k: int, rerank: int) -> list[dict[str, Any]]:
     """See `Model.rank`."""
     if k < 1 or rerank < 0:
         raise ValueError(f"k is {k} and rerank {rerank}; give at least 1 and 0")

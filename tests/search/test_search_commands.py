@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import maskvlm_jax
 from maskvlm_jax.data.scenes.source import Scenes
 from maskvlm_jax.search import __main__ as commands
 from maskvlm_jax.search.searching import Part, Searcher
+from maskvlm_jax.serving import model as serving
 from tests.conftest import ROOT
 from tests.reference import exporting as exports
 from tests.search.stand_ins import write_picture
@@ -27,8 +27,8 @@ MODEL = exports.FOLDER / "albef"  # of random parameters
 def loaded_once():
     """Every model is read and compiled once, however many commands ask for it."""
     with pytest.MonkeyPatch.context() as patch:
-        load = functools.cache(maskvlm_jax.load)
-        patch.setattr(maskvlm_jax, "load", lambda folder, **options: load(str(folder), **options))
+        load = functools.cache(serving.load)
+        patch.setattr(serving, "load", lambda folder, **options: load(str(folder), **options))
         yield
 
 
@@ -72,7 +72,7 @@ def test_recalls_through_a_search_are_those_of_the_evaluation(index, scenes, cli
 
 
 def test_a_text_is_ranked_as_the_python_api_ranks_it(index, scenes):
-    model, text = maskvlm_jax.load(MODEL), scenes[1]["007.png"]
+    model, text = serving.load(MODEL), scenes[1]["007.png"]
     files = sorted(scenes[0].glob("*.png"))
     expected = model.rank(text, files, k=9, rerank=20)
     hits = Searcher.open(index).search([Part(text=text)], k=9, rerank=20).hits
@@ -82,7 +82,7 @@ def test_a_text_is_ranked_as_the_python_api_ranks_it(index, scenes):
 
 
 def test_words_have_weights(index, scenes):
-    searcher, model = Searcher.open(index), maskvlm_jax.load(MODEL)
+    searcher, model = Searcher.open(index), serving.load(MODEL)
     weights = searcher.word_weights("a red [MASK] square", 3)
     assert [word for word, _ in weights] == ["a", "red", "[MASK]", "square"]
     whole = model.match(searcher.picture(3), "a red square")
