@@ -50,13 +50,14 @@ def test_the_nearest_live_rows_are_found(store, vectors):
     store.finish(first)
     store.write(first, vectors[first : ROWS + 5])  # rows that the graph of usearch does not have
     live = np.random.default_rng(1).random(ROWS) < 0.3
-    for query in vectors[:20]:
-        for k in (1, 10, 200):
+    for k in (1, 10, 200):
+        found = 0
+        for query in vectors[:20]:
             rows, cosines = store.top(query, k, live)
-            wanted = expected(vectors, query, k, live)
-            assert len(set(rows.tolist()) & set(wanted.tolist())) >= 0.95 * k
+            found += len(set(rows.tolist()) & set(expected(vectors, query, k, live).tolist()))
             np.testing.assert_allclose(cosines, vectors[rows] @ query, atol=1e-6)
             assert (np.diff(cosines) <= 0).all() and live[rows].all()
+        assert found >= 0.95 * 20 * k  # a graph is searched approximately, and built by threads in any order
     np.testing.assert_array_equal(store.read([7, 3, ROWS - 1]), vectors[[7, 3, ROWS - 1]])
 
 
