@@ -4,7 +4,8 @@
     python -m maskvlm_jax.main --config=configs/evaluate.py:data=flickr8k --config.checkpoint=WORKDIR \\
         --config.data.root=FOLDER
 
-Values that are not set are those of the run. With data=NAME after the colon they are that set's.
+Values that are not set are those of the run. With data=NAME after the colon they are that set's; evals=calibration
+scores matching's probabilities too.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -14,7 +15,8 @@ from configs import common, data_sets
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config of an evaluation; `arg` is the text after the colon."""
-    name = common.parse_arg(arg, data=("run", *data_sets.DATA))["data"]
+    chosen = common.parse_arg(arg, data=("run", *data_sets.DATA), evals=("run", "calibration"))
+    name, more = chosen["data"], chosen["evals"]
     config = ConfigDict()
     config.task = "evaluate"
     config.checkpoint = ""  # a workdir
@@ -22,6 +24,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = data_sets.data_block("scenes" if name == "run" else name)
     config.evaluation = common.evaluation_block("scenes" if name == "run" else name)
     config.evals = ConfigDict()  # those of the run; a line here is one more
+    if more != "run":
+        config.evals[more] = {"name": more, "during": False}
     if name == "run":
         for block in (config.data, config.evaluation):
             _unset(block)

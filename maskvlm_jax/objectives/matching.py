@@ -18,8 +18,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from scipy.special import expit
 
 from maskvlm_jax.models.layers import Dense
 from maskvlm_jax.models.vlm import VLM
@@ -27,6 +29,14 @@ from maskvlm_jax.objectives import base
 from maskvlm_jax.objectives.context import Context
 from maskvlm_jax.objectives.reduce import masked_mean
 from maskvlm_jax.runtime import sharding
+
+# Two unmatched pairs for a matched one are what is trained on.
+PRIOR_LOG_ODDS = -np.log(np.float32(2))
+
+
+def probability(log_odds: np.ndarray) -> np.ndarray:
+    """Of a pair's belonging together, where matched and unmatched are as likely before."""
+    return expit(log_odds - PRIOR_LOG_ODDS)
 
 
 def sample_hard_negatives(

@@ -22,15 +22,6 @@ class Ranks(Protocol):
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-# Two unmatched pairs for a matched one are what matching is trained on.
-_PRIOR_LOG_ODDS = -np.log(2.0)
-
-
-def probability(odds: np.ndarray) -> np.ndarray:
-    """Of a pair's belonging together, where matched and unmatched are as likely before."""
-    return 1 / (1 + np.exp(_PRIOR_LOG_ODDS - odds))
-
-
 def rank(model: Ranks, query: Picture | str, candidates: Sequence[Any], *, k: int, rerank: int) -> list[dict[str, Any]]:
     """See `Model.rank`."""
     if k < 1 or rerank < 0:
