@@ -19,12 +19,14 @@
 
 # %% [markdown]
 # ## Parameters
+#
+# Paths are absolute, or from the folder of the repository on.
 
 # %% tags=["parameters"]
 CSV = ""  # header image,caption; a row a caption; a picture may have several. "" = generated scenes
 IMAGES = ""  # the folder that its names are in
 MODEL = ""  # what is fine-tuned: a run's workdir or an export; "" = a small model is trained here first
-SIZE = "tiny"  # of that model, as in its own --config
+STRUCTURE = "size=tiny"  # of that model: what its own --config had behind the colon, without the data
 STEPS = 300  # of the small model's training
 TUNE_STEPS = 200  # of fine-tuning
 FLAGS = ""  # more flags of the training, such as --config.batch_size=32
@@ -33,7 +35,7 @@ TUNE_FLAGS = ""  # more flags of fine-tuning
 AUGMENT = "crop_scale=(1.0,1.0) flip=False randaugment_ops=0"
 HELD_OUT = 0.2  # share of the pictures that nothing is trained on
 SCENES = 600  # how many stand in for your own
-QUERIES = ["a large red square", "small blue ring"]
+QUERIES = ["large orange cross", "small purple star"]
 WORK = "runs/fine_tune_notebook"  # where everything is written
 
 # %% [markdown]
@@ -68,7 +70,7 @@ sys.path.insert(0, os.getcwd())
 def run(*arguments):
     """Python with these arguments, in a process of its own; what it prints is shown."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen([sys.executable, *arguments], **options) as process:
+    with subprocess.Popen([sys.executable, "-u", *arguments], **options) as process:
         for line in process.stdout:
             print(line, end="")
     assert process.returncode == 0
@@ -133,7 +135,7 @@ where = [f"--config.data.root={data}", f"--config.data.captions={CSV}", f"--conf
 run(
     "-m",
     "maskvlm_jax.inspect_data",
-    f"--config=configs/pretrain.py:size={SIZE},data=files",
+    f"--config=configs/pretrain.py:{STRUCTURE},data=files",
     *where,
     f"--workdir={work}/inspected",
 )
@@ -175,7 +177,7 @@ tuned = work / "tuned"
 flags = [f"--config.{name}={TUNE_STEPS}" for name in ("steps", "eval_every", "checkpoint_every")]
 flags += [f"--config.checkpoint={MODEL}", f"--workdir={tuned}", *where, *scored, *TUNE_FLAGS.split()]
 flags += [f"--config.data.augment.{one}" for one in AUGMENT.split()]
-run("-m", "maskvlm_jax.main", f"--config=configs/finetune_retrieval.py:size={SIZE},data=files", *flags)
+run("-m", "maskvlm_jax.main", f"--config=configs/finetune_retrieval.py:{STRUCTURE},data=files", *flags)
 after = json.loads((tuned / "result.json").read_text())
 
 assert after["protocol"]["images"] == held and after["protocol"]["data_sha256"] == before["protocol"]["data_sha256"]

@@ -19,6 +19,8 @@
 
 # %% [markdown]
 # ## Parameters
+#
+# Paths are absolute, or from the folder of the repository on.
 
 # %% tags=["parameters"]
 MODEL = ""  # a run's workdir or an export; "" = one is trained here
@@ -63,7 +65,7 @@ sys.path.insert(0, os.getcwd())
 def run(*arguments):
     """Python with these arguments, in a process of its own; what it prints is shown."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen([sys.executable, *arguments], **options) as process:
+    with subprocess.Popen([sys.executable, "-u", *arguments], **options) as process:
         for line in process.stdout:
             print(line, end="")
     assert process.returncode == 0

@@ -56,7 +56,7 @@ def test_a_notebook_runs_and_what_it_asserts_holds(source, cli_environment, monk
     assert all(re.search(rf"^{name} = ", cells[place].source, flags=re.M) for name in values)
     cells.insert(place + 1, nbformat.v4.new_code_cell("\n".join(lines)))
     # In its own folder, as Jupyter runs it.
-    where, times = {"metadata": {"path": str(source.parent)}}, {"timeout": 600, "startup_timeout": 300}
+    where, times = {"metadata": {"path": str(source.parent)}}, {"timeout": 3000, "startup_timeout": 600}
     nbclient.NotebookClient(notebook, kernel_name="python3", resources=where, **times).execute()
     shown = [output for cell in cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", ()) for output in shown)
