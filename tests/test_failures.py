@@ -64,6 +64,7 @@ def test_broken_pictures_are_replaced_counted_and_left_out_of_the_evaluation(cli
     assert result["protocol"]["images"] == 7 and result["protocol"]["captions"] == 14
 
 
+@pytest.mark.slow
 def test_pictures_that_are_not_on_disk_and_empty_captions_are_left_out_and_counted(cli, tmp_path, photos):
     (photos / "Images" / "002.jpg").unlink()
     with (photos / "captions.txt").open("a") as file:

@@ -112,6 +112,7 @@ def test_where_nobody_asks_the_program_is_the_one_without_them(talking):
     assert values == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [0.0, 0.99])
 def test_a_loss_reads_what_the_passes_of_all_others_handed_out(talking, balance, ema):
     config = toy_config(**SIZES, model__image__kind=talking, model__image__depth=3, optim__ema_decay=ema)

@@ -164,6 +164,7 @@ def test_a_collective_that_is_new_or_larger_is_named_with_both_numbers():
     assert above({"all-to-all": 500_000}, recorded) == {"all-to-all": "0 -> 500,000"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="recorded with the jax of Python 3.12")
 @pytest.mark.parametrize("axes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str)
 def test_collectives_of_eight_cpu_devices_are_those_recorded(axes):

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from maskvlm_jax.runtime import sharding
 from maskvlm_jax.training import build, train_step
@@ -11,6 +12,7 @@ from tests.conftest import toy_config
 from tests.training.steps import MESHES, mesh_of, one_device
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_mesh_opens_on_every_other_and_on_one_device(tmp_path):
     config = toy_config("recipe=mamo", masking__image_cell=1)  # with a moving average
 

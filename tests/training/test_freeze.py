@@ -37,6 +37,7 @@ def test_frozen_parameters_are_the_initial_ones_and_have_no_moments(axes):
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_gradient_of_all_else_is_that_of_before(accumulate):
     values = {"optim__accumulate": accumulate}

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from maskvlm_jax.training.progress import Progress
 from maskvlm_jax.training.step_watch import StepWatch
@@ -17,6 +18,7 @@ def test_one_negative_in_a_batch_is_enough(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_one_picture_has_no_wrong_one_beside_it_and_equal_captions_are_no_negatives(tmp_path, cli):
     root = pictures(tmp_path / "data", NAMES, {"train": NAMES[:8], "val": NAMES[8:9]}, captions="a dog")
     flags = toy_flags(data__root=str(root), data__captions="captions.csv")

@@ -54,6 +54,7 @@ def test_a_set_without_splits_says_that_it_scores_what_it_trained_on(tmp_path, c
     assert protocol["examples_trained_on"] == protocol["also"]["test"]["examples_trained_on"] == 10
 
 
+@pytest.mark.slow
 def test_a_mixture_is_trained_and_scored_to_the_end(tmp_path, cli):
     root = pictures(tmp_path / "data", NAMES)
     command = ["--config=configs/pretrain.py:size=tiny,data=files+scenes", f"--workdir={tmp_path / 'run'}"]
