@@ -91,7 +91,6 @@ def run_in_bucket(run_cli):
     return "gs://here/runs/a", process.stdout
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_in_the_bucket_to_the_same_parameters(run_in_bucket, finished_run, bucket):
     address, printed = run_in_bucket
     there = buckets.folder(address)
