@@ -11,7 +11,7 @@
 #
 # | on | installing | training | the rest |
 # |---|---|---|---|
-# | 2 CPU cores | 2 min | 3 min | 1 min |
+# | 2 CPU cores | 2 min | 3 min | half a minute |
 # | T4 or a TPU of Colab | 3 min | 2 min | 1 min |
 #
 # *CPU: from the processor time that the training and the cells took; the installation depends on the network. T4 and
@@ -30,7 +30,7 @@ WORK = "runs/zero_shot_notebook"  # where everything is written
 COUNT = 200  # scenes that find each other
 RERANK = 16  # candidates of a query that matching looks at
 PICTURES = ""  # a folder of your own pictures; "" = a hundred scenes stand in for them
-QUERIES = ["large red square", "small blue ring", "yellow star"]  # what to look for in it
+QUERIES = ["yellow heart on navy", "red ring on navy", "green square on teal"]  # what to look for in it
 UPLOAD = False  # on Colab: asks for your pictures
 
 # %% [markdown]
