@@ -114,7 +114,7 @@ def evaluate(
         yield "masked_image_psnr_blend", blend_psnr(data, pictures)
     if predictor.offers(PredictsFeatures):
         for reads in others:
-            yield f"masked_feature_cosine_{reads}", masked_feature_cosine(predictor, read("image", reads))
+            yield f"masked_feature_cosine_{reads}", masked_feature_cosine(predictor, read(reads))
 
 
 def _compared(name: str, metric: str, scores: dict[str, "Scores"], pictures: np.ndarray) -> Iterator[tuple[str, float]]:

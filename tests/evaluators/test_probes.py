@@ -141,6 +141,22 @@ def test_masked_words_are_scored_alike_where_each_picture_is_encoded_once(reads,
     assert encoded == [2, 2]
 
 
+def test_every_kind_of_prediction_is_probed_with_every_other_modality(monkeypatch):
+    scores = scores_of([1, 0], [1, 1])
+    monkeypatch.setattr(probes, "encoded_once", lambda predictor, data, texts, batch_size, reads: reads)
+    monkeypatch.setattr(probes, "batches", lambda data, texts, batch_size, of, reads: (of, reads))
+    monkeypatch.setattr(probes, "masked_text_scores", lambda predictor, source: scores)
+    monkeypatch.setattr(probes, "masked_image_scores", lambda predictor, source: scores)
+    monkeypatch.setattr(probes, "masked_feature_cosine", lambda predictor, source: f"cosine of {source}")
+    monkeypatch.setattr(probes, "blend_psnr", lambda data, pictures: 0.0)
+    data = SimpleNamespace(image_of_caption=np.array([0, 1]), images=np.zeros(2))
+    everything = SimpleNamespace(offers=lambda role: True)
+    found = dict(probes.evaluate(everything, data, batch_size=2, limit=0))
+    expected = {name for names in probes.METRICS.values() for name in names} - {"masked_text_accuracy_neighbours"}
+    assert found.keys() == expected
+    assert found["masked_feature_cosine_empty"] == "cosine of ('image', 'empty')"
+
+
 def test_the_blend_is_scored_once_for_every_caption(monkeypatch):
     rng = np.random.default_rng(0)
     images, masked = rng.integers(0, 256, (5, 6, 6, 3), dtype=np.uint8), np.zeros((5, 9), bool)
