@@ -93,7 +93,6 @@ if not MODEL:
     flags += [f"--config.{name}={STEPS}" for name in ("steps", "eval_every", "checkpoint_every")]
     flags += ["--config.evaluation.limit=200", "--config.evaluation.extra_splits=()"]
     run("-m", "maskvlm_jax.main", *flags, *FLAGS.split())
-
 assert Path(MODEL).is_dir()
 
 # %%
@@ -113,7 +112,6 @@ from maskvlm_jax.data.scenes.source import Scenes
 model = maskvlm_jax.load(MODEL)
 trained = model.step >= 100  # a shorter run, as tests make, has learned nothing yet
 print(f"{model.config.name}, step {model.step}: {model.image_size} pixels, vectors of {model.embed_dim} numbers")
-
 assert model.embed_dim > 0
 
 # %% [markdown]
@@ -133,7 +131,6 @@ def scenes(split, count):
 
 pictures, captions = scenes("test", COUNT)
 cosines = model.similarity(model.encode_texts(captions), model.encode_images(pictures))  # a row a caption
-
 few = min(10, COUNT)
 figure, axis = plt.subplots(figsize=(10, 7), layout="constrained")
 shown = axis.imshow(cosines[:few, :few], cmap="magma")
@@ -145,7 +142,6 @@ axis.set_yticks(range(few), [textwrap.fill(caption, 40) for caption in captions[
 axis.spines[:].set_visible(False)
 figure.colorbar(shown, label="cosine", shrink=0.7)
 plt.show()
-
 assert cosines.shape == (COUNT, COUNT) and np.abs(cosines).max() < 1.001
 
 # %% [markdown]
@@ -171,7 +167,6 @@ print(f"{'% of ' + str(COUNT):24}" + "".join(f"{split:>8}" for split in found))
 for way, name in (("t2i", "caption finds picture"), ("i2t", "picture finds caption")):
     for k in (1, 5, 10):
         print(f"{name + f', R@{k}':24}".ljust(30) + "".join(f"{found[s][f'{way}_r{k}']:8.1f}" for s in found))
-
 assert not trained or found["test"]["mean_recall"] > 10 * 100 * 5 / COUNT  # ten times what chance gives R@5
 
 # %% [markdown]
@@ -191,7 +186,6 @@ for row, text in zip(cosines, queries, strict=False):
     second.append([(i, f"probability {p:.2f}") for i, p in zip(near[order], probabilities[order], strict=True)])
 right = [np.mean([one[0][0] == i for i, one in enumerate(stage)]) for stage in (first, second)]
 print(f"the first picture is right for {right[0]:.0%} of {len(queries)} captions, after matching for {right[1]:.0%}")
-
 assert all({i for i, _ in one} == {i for i, _ in two} for one, two in zip(first, second, strict=True))
 
 # %%
@@ -227,7 +221,6 @@ for kinds in (COLOURS, SHAPES, BACKGROUNDS, TEXTURES):  # a caption each
     i = next(i for i in range(COUNT) if i not in [h[0] for h in hidden] and set(captions[i].split()) & set(kinds))
     word = next(word for word in captions[i].split() if word in kinds)
     hidden.append((i, word, captions[i].replace(word, "[MASK]", 1)))
-
 figure, axes = plt.subplots(2, len(hidden), figsize=(13, 4.6), layout="constrained")
 for column, (i, word, text) in zip(axes.T, hidden, strict=True):
     told = {one["word"]: one["probability"] for one in model.fill_masks(pictures[i], text)[0]}
@@ -243,7 +236,6 @@ for column, (i, word, text) in zip(axes.T, hidden, strict=True):
     column[1].invert_yaxis()
 axes[1, 0].legend(loc="lower right", fontsize=8)
 plt.show()
-
 assert len(told) == 5 and 0 < sum(told.values()) <= 1.001
 
 # %% [markdown]
@@ -266,7 +258,6 @@ names = ("the picture", "what is seen of it", "with its own caption", "with the 
 for axis, name in zip(axes[-1], names, strict=True):
     axis.set_xlabel(name, fontsize=9)
 plt.show()
-
 assert own["image"].shape == pictures[0].shape and np.array_equal(own["hidden"], wrong["hidden"])
 
 # %% [markdown]
@@ -290,11 +281,9 @@ if not PICTURES:
     else:
         for i, picture in enumerate(scenes("val", 100)[0]):
             Image.fromarray(picture).save(folder / f"scene{i:02}.png")
-
 endings = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
 paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
 answers = {query: model.rank(query, paths, k=5) for query in QUERIES}
-
 columns = min(5, len(paths))
 figure, axes = plt.subplots(
     len(QUERIES), columns, figsize=(2 * columns, 2.5 * len(QUERIES)), squeeze=False, layout="constrained"
@@ -306,5 +295,4 @@ for row, (query, hits) in zip(axes, answers.items(), strict=True):
         axis.set_xlabel(f"{paths[hit['index']].name}\nprobability {hit['match']:.2f}", fontsize=8)
     row[0].set_title(f'"{query}"', fontsize=10, loc="left")
 plt.show()
-
 assert all(len(hits) == columns for hits in answers.values())
