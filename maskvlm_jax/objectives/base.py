@@ -116,6 +116,20 @@ class ScoresPairs:
         raise NotImplementedError
 
 
+class Classifies:
+    """Role: tells the class of an example.
+
+    Attributes:
+        label: the array of the batch that holds the right class, int32 (B,).
+    """
+
+    label: str
+
+    def logits(self, ctx: Context) -> jax.Array:
+        """logits_BC of the classes, float32."""
+        raise NotImplementedError
+
+
 class TrainsEmbeddings:
     """Role: trains the contrastive space, so that cosines in it rank pictures and captions."""
 

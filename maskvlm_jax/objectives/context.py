@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskvlm_jax.data.batch import FEATURES
+from maskvlm_jax.data.batch import FEATURES, TEXT
 from maskvlm_jax.models import auxiliary
 from maskvlm_jax.models.fusion import Attention, Fused, PairSide, Side
-from maskvlm_jax.models.layers import Positions, interleave, separate, take_rows
+from maskvlm_jax.models.layers import Positions, interleave, separate
 from maskvlm_jax.models.vision import normalised
 from maskvlm_jax.models.vlm import VLM, cosine
 from maskvlm_jax.objectives import masked_positions
@@ -72,8 +72,6 @@ class Context:
         self._masked_patch_count, self._text_ratio = masked_patch_count, text_ratio
         self._views, self._key, self._cache, self._silent = views, key, {}, silent
 
-    # --- positions ---------------------------------------------------------------------------------------------------
-
     @property
     def masked_patches(self) -> Positions:
         return self._once(
@@ -101,8 +99,6 @@ class Context:
     def pixels_BYXC(self) -> jax.Array:
         """The normalised pictures: what the encoder reads and masked image modelling rebuilds."""
         return normalised(self.batch["image"])
-
-    # --- one modality ------------------------------------------------------------------------------------------------
 
     def image(self, view: str) -> jax.Array:
         """image_BSD of a view: f_im(I) or f_im(I_m)."""
@@ -147,8 +143,6 @@ class Context:
         """True where image and caption belong together: the diagonal, equal pictures, equal captions."""
         ids_B2 = self.pair_ids_B2
         return jnp.any(ids_B2[:, None] == ids_B2[None, :], axis=-1)
-
-    # --- both --------------------------------------------------------------------------------------------------------
 
     def image_side(self, view: str = "clean") -> Side:
         """An image view as the fusion reads it."""
@@ -203,39 +197,46 @@ class Context:
         if self.full is None:
             other_image, other_text = image.gather(image_of_text_B, shares), text.gather(text_of_image_B, shares)
         else:  # they may be in another microbatch: encoded once more, with their gradient
-            other_image = self._other_images(image_of_text_B, shares)
-            other_text = self._other_texts(text_of_image_B, shares)
+            other_image = self.full.pair_image(self.vlm, image_of_text_B, shares, self.key)
+            other_text = self.full.pair_text(self.vlm, text_of_image_B, shares, self.key)
         return self._match(
             PairSide.interleave([image, other_image, image]), PairSide.interleave([text, text, other_text])
         )
 
+    @property
+    def pair_PD(self) -> jax.Array:
+        """The fused vector of each example's own picture and caption, both whole."""
+        return self._once("pair", lambda: self._match(*self._pair_sides()))
+
     def _pair_sides(self) -> tuple[PairSide, PairSide]:
-        fusion = self.vlm.fusion
-        image = fusion.pair_image(self.image_side(), self.key("start/image"))
-        return image, fusion.pair_text(self.text_side(), self.key("start/text"))
+        image = self.vlm.fusion.pair_image(self.image_side(), self.key("start/image"))
+        return image, self.vlm.fusion.pair_text(self.text_side(), self.key("start/text"))
 
     def _match(self, image: PairSide, text: PairSide) -> jax.Array:
         with self._listened_to():
             return self.vlm.fusion.match(image, text, (self.key("pairs/image"), self.key("pairs/text")))
-
-    def _other_images(self, rows: jax.Array, shares: int) -> PairSide:
-        if FEATURES in self.full.batch:
-            image_BSD = take_rows(self.full.batch[FEATURES], rows, 0, shares)
-        else:
-            image = normalised(take_rows(self.full.batch["image"], rows, 0, shares))
-            image_BSD = self.vlm.encode_image(image, None, None, self.key("others"))
-        return self.vlm.fusion.pair_image(self.vlm.fusion.image_side(image_BSD), self.key("start/other_images"))
-
-    def _other_texts(self, rows: jax.Array, shares: int) -> PairSide:
-        tokens_BL, valid_BL = (take_rows(self.full.batch[name], rows, 0, shares) for name in ("tokens", "token_valid"))
-        text_BLD = self.vlm.text_encoder(tokens_BL, valid_BL, self.key("other_texts"))
-        return self.vlm.fusion.pair_text(self.vlm.fusion.text_side(text_BLD, valid_BL), self.key("start/other_texts"))
 
     def ramp(self, start: float, stop: float) -> jax.Array | float:
         """0 before the share `start` of the training, 1 from the share `stop` on, a line between; (0, 0): 1 always."""
         if stop <= start:
             return jnp.asarray(self.progress >= start, jnp.float32)
         return jnp.clip((self.progress - start) / (stop - start), 0.0, 1.0)
+
+    def replacing(self, name: str, arrays: Mapping[str, jax.Array]) -> "Context":
+        """The same examples with a second picture, caption or both, in the place of the first; what is not replaced is
+        encoded once for both.
+
+        Args:
+            name: what dropout is drawn from.
+            arrays: "image", or "tokens" and "token_valid", or all of them.
+        """
+        other = copy.copy(self)
+        other.batch, other._key = {**self.batch, **arrays}, self.key(f"replacing/{name}")
+        if "image" in arrays:
+            other.batch.pop(FEATURES, None)
+        kept = {"image", "text"} - {"text" if key in TEXT else key for key in arrays}
+        other._cache = {modality: self._cache.setdefault(modality, {}) for modality in kept}
+        return other
 
     def with_masks(self, masks: Mapping[str, jax.Array]) -> "Context":
         """The same clean views, of which other patches and words are hidden."""

@@ -1,10 +1,16 @@
 """What a microbatch knows of the batch that it is a part of."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from maskvlm_jax.data.batch import FEATURES
+from maskvlm_jax.models.fusion import PairSide
+from maskvlm_jax.models.layers import take_rows
+from maskvlm_jax.models.vision import normalised
+from maskvlm_jax.models.vlm import VLM
 
 
 class FullBatch(NamedTuple):
@@ -23,6 +29,26 @@ class FullBatch(NamedTuple):
     def rows(self, size: int) -> jax.Array:
         """Which examples the microbatch of `size` holds."""
         return self.part + self.parts * jnp.arange(size)
+
+    def pair_image(self, vlm: VLM, rows: jax.Array, shares: int, key: Callable[[str], jax.Array | None]) -> PairSide:
+        """What matching reads of the pictures `rows` of all its examples.
+
+        Args:
+            shares: as in `take_rows`.
+            key: of one use, as `Context.key`.
+        """
+        if FEATURES in self.batch:
+            image_BSD = take_rows(self.batch[FEATURES], rows, 0, shares)
+        else:
+            image = normalised(take_rows(self.batch["image"], rows, 0, shares))
+            image_BSD = vlm.encode_image(image, None, None, key("others"))
+        return vlm.fusion.pair_image(vlm.fusion.image_side(image_BSD), key("start/other_images"))
+
+    def pair_text(self, vlm: VLM, rows: jax.Array, shares: int, key: Callable[[str], jax.Array | None]) -> PairSide:
+        """The same of captions."""
+        tokens_BL, valid_BL = (take_rows(self.batch[name], rows, 0, shares) for name in ("tokens", "token_valid"))
+        text_BLD = vlm.text_encoder(tokens_BL, valid_BL, key("other_texts"))
+        return vlm.fusion.pair_text(vlm.fusion.text_side(text_BLD, valid_BL), key("start/other_texts"))
 
     def embed(self, all_BE: jax.Array, own_BE: jax.Array) -> jax.Array:
         """`all_BE` with the microbatch's own rows, whose gradient counts `parts` times.

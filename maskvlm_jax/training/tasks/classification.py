@@ -5,24 +5,20 @@ are and, where the source has names, gives these in the order of their numbers. 
 objects there are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from maskvlm_jax.data.evaluation_set import padded
-from maskvlm_jax.evaluators import base as evaluators
-from maskvlm_jax.evaluators.predictor import Predictor
+from maskvlm_jax.evaluators.classes import Classes
 from maskvlm_jax.models.layers import Dense
 from maskvlm_jax.models.pooling import pool
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives import base
 from maskvlm_jax.objectives.context import Context
-from maskvlm_jax.objectives.learner import Learner
 from maskvlm_jax.runtime.errors import UserError
 
 
@@ -37,11 +33,7 @@ def task(config: ConfigDict, here: str) -> None:
     config.optim.freeze = ("^vlm/(?!image_encoder/)",)  # nothing else is read
 
 
-class Classifies:
-    """Role: tells the class of a picture."""
-
-
-class Objective(base.Objective, Classifies):
+class Objective(base.Objective, base.Classifies):
     """The cross entropy of the class.
 
     Args:
@@ -52,6 +44,7 @@ class Objective(base.Objective, Classifies):
     """
 
     choices: ClassVar = {"pooling": ("first", "mean", "both")}
+    label = "label"
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> base.Needs:
@@ -76,37 +69,8 @@ class Objective(base.Objective, Classifies):
         return base.Terms(nll_B), {"accuracy": jnp.mean(correct_B)}
 
 
-def _ranks(learner: Learner, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """rank_B: how many other classes are not thought less likely than the right one."""
-    logits_BC = learner.offering(Classifies).logits(learner.context(batch))
-    right_B1 = jnp.take_along_axis(logits_BC, batch["label"][:, None], axis=1)
-    return jnp.sum(~(logits_BC < right_B1), axis=1) - 1
-
-
-class Evaluator(evaluators.Evaluator):
+class Evaluator(Classes):
     """Shares of the pictures, in percent: classified right, right among the first five, and right of the mean class."""
 
     best = ("classification_accuracy",)
-
-    @classmethod
-    def metrics(cls, objectives: Mapping[str, type]) -> tuple[str, ...]:
-        if base.objective_of(objectives, Classifies) is None:
-            return ()
-        return ("classification_accuracy", "classification_accuracy_5", "classification_accuracy_per_class")
-
-    def evaluate(self, predictor: Predictor, split: str, *, final: bool) -> Iterator[tuple[str, float]]:
-        if not predictor.offers(Classifies):
-            return
-        data, size = self.run.data(split), self.options["batch_size"]
-        ranks, labels = [], []
-        for start in range(0, len(data.images), size):
-            pictures, valid = padded(np.arange(start, min(start + size, len(data.images))), size)
-            batch = data.batch(pictures, data.first_captions[pictures], valid)
-            ranks.append(predictor.fetch(_ranks, batch)[valid])
-            labels.append(batch["label"][valid])
-        rank_I, label_I = np.concatenate(ranks), np.concatenate(labels)
-        right_I = rank_I == 0
-        yield "classification_accuracy", 100.0 * float(right_I.mean())
-        yield "classification_accuracy_5", 100.0 * float((rank_I < 5).mean())
-        per_class = [right_I[label_I == label].mean() for label in np.unique(label_I)]
-        yield "classification_accuracy_per_class", 100.0 * float(np.mean(per_class))
+    prefix, first = "classification", (5,)

@@ -9,6 +9,7 @@ import pytest
 
 from configs import finetune
 from maskvlm_jax.data.scenes.world import SHAPES
+from maskvlm_jax.objectives.base import Classifies
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import rules
 from maskvlm_jax.training.tasks import classification
@@ -53,11 +54,12 @@ class Rows:
         self.logits_IC = jnp.asarray(logits_IC)
 
     def offers(self, role):
-        return role is classification.Classifies
+        return role is Classifies
 
     def fetch(self, function, batch):
-        objective = SimpleNamespace(logits=lambda ctx: self.logits_IC[ctx["rows"]])
-        return np.asarray(function(SimpleNamespace(offering=lambda role: objective, context=dict), batch))
+        objective = SimpleNamespace(label="label", logits=lambda ctx: self.logits_IC[ctx["rows"]])
+        found = function(SimpleNamespace(offering=lambda role: objective, context=dict), batch)
+        return tuple(map(np.asarray, found))
 
 
 class Pictures:

@@ -1,0 +1,82 @@
+"""Shares of the examples whose class is told right, of a model with an objective that `Classifies`.
+
+A task's own `Evaluator` is a subclass of `Classes` that names its metrics.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskvlm_jax.data.evaluation_set import padded
+from maskvlm_jax.evaluators import base
+from maskvlm_jax.evaluators.predictor import Predictor
+from maskvlm_jax.objectives.base import Classifies, objective_of
+from maskvlm_jax.objectives.learner import Learner
+
+
+def _predictions(learner: Learner, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of each example: the likeliest class, how many others are not thought less likely than the right one, the right
+    one."""
+    objective = learner.offering(Classifies)
+    logits_BC, label_B = objective.logits(learner.context(batch)), batch[objective.label]
+    right_B1 = jnp.take_along_axis(logits_BC, label_B[:, None], axis=1)
+    rank_B = jnp.sum(~(logits_BC < right_B1), axis=1) - 1
+    return jnp.argmax(logits_BC, axis=1), rank_B, label_B
+
+
+class Predictions(NamedTuple):
+    """Of each example of a split: the class that is told, the rank of the right one (0 = it is told), the right one."""
+
+    told_I: np.ndarray
+    rank_I: np.ndarray
+    label_I: np.ndarray
+
+    @property
+    def right_I(self) -> np.ndarray:
+        """Whether the right class is told; a tie is not."""
+        return self.rank_I == 0
+
+
+class Classes(base.Evaluator):
+    """PREFIX_accuracy and PREFIX_accuracy_per_class, of the mean class, in percent.
+
+    An example is a picture with its first caption, and what the fields make of it.
+
+    Attributes:
+        prefix: of the metrics' names.
+        first: PREFIX_accuracy_K for each K of these: the right class is among the K likeliest.
+    """
+
+    prefix: ClassVar[str] = "class"
+    first: ClassVar[tuple[int, ...]] = ()
+
+    @classmethod
+    def metrics(cls, objectives: Mapping[str, type]) -> tuple[str, ...]:
+        if objective_of(objectives, Classifies) is None:
+            return ()
+        ranked = (f"{cls.prefix}_accuracy_{k}" for k in cls.first)
+        return (f"{cls.prefix}_accuracy", *ranked, f"{cls.prefix}_accuracy_per_class")
+
+    def evaluate(self, predictor: Predictor, split: str, *, final: bool) -> Iterator[tuple[str, float]]:
+        if not predictor.offers(Classifies):
+            return
+        found = self.predictions(predictor, split)
+        right_I = found.right_I
+        yield f"{self.prefix}_accuracy", 100.0 * float(right_I.mean())
+        for k in self.first:
+            yield f"{self.prefix}_accuracy_{k}", 100.0 * float((found.rank_I < k).mean())
+        per_class = [right_I[found.label_I == label].mean() for label in np.unique(found.label_I)]
+        yield f"{self.prefix}_accuracy_per_class", 100.0 * float(np.mean(per_class))
+
+    def predictions(self, predictor: Predictor, split: str) -> Predictions:
+        """What the model tells of each example of a split."""
+        data, size = self.run.data(split), self.options["batch_size"]
+        first, parts = data.first_captions, []
+        for start in range(0, len(data.images), size):
+            pictures, valid = padded(np.arange(start, min(start + size, len(data.images))), size)
+            batch: dict[str, Any] = data.batch(pictures, first[pictures], valid)
+            parts.append([values[valid] for values in predictor.fetch(_predictions, batch)])
+        return Predictions(*map(np.concatenate, zip(*parts, strict=True)))
