@@ -200,6 +200,7 @@ def evaluation_block(names: str) -> ConfigDict:
             "batch_size": 128,
             "memory_gb": 4.0,  # of a split's pictures that are held at most; the others are read again each time
             "weights": "params",  # params | ema
+            # Candidates that are re-ranked; 0: none; -1: the best of 16, 32, ... 256, chosen as the score is.
             "rerank_k": {"coco": 256, "flickr30k": 128, "flickr8k": 64}.get(name, 16),
             # itm (log-odds of matching, ALBEF) | itm+itc (plus cosine over temperature) | itm+cosine (BLIP) | auto: the
             # one with the best mean recall on the first `choose_images` pictures of `validation_split`, if that is not

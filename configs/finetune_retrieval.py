@@ -4,7 +4,8 @@
         --config.checkpoint=runs/maskvlm-tiny-scenes
 
 The structure after the colon is that of the pre-training run. A recipe without a contrastive space (mlim, m3ae) learns
-to match against random negatives.
+to match against random negatives. Pictures and captions that a batch holds more than once are positives of each other.
+How many candidates are re-ranked may be chosen on the validation split: `--config.evaluation.rerank_k=-1`.
 
 Differs from the paper: the picture size is that of pre-training unless `--config.model.image.image_size` gives another
 (384 pixels there; positions are resized), and the last step is scored beside the best one, which `best/` holds.
@@ -26,6 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.objectives = ConfigDict()
     if config.model.embed:
         config.objectives.contrastive = ConfigDict(parts.contrastive())
+        config.objectives.contrastive.positives = "all"  # as ALBEF
     if config.model.fusion.kind != "none":
         config.objectives.matching = ConfigDict(parts.matching())
         config.objectives.matching.negatives = "hard" if config.model.embed else "random"

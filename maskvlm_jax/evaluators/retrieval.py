@@ -8,7 +8,7 @@ contrastive features, τ: their learned temperature:
 Each direction has its own candidates: every picture's top k captions, every caption's top k pictures.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,10 +27,20 @@ SCORES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 }
 
 
-class ChosenScore(NamedTuple):
-    """A formula of `SCORES`, and the split, pictures and recalls by formula that it was chosen by."""
+# How many candidates may be chosen among; where there is no split to choose them on, the third.
+CANDIDATES = (16, 32, 64, 128, 256)
+DEFAULT_CANDIDATES = 64
 
-    name: str
+
+class Chosen(NamedTuple):
+    """How the second stage ranks.
+
+    score: a formula of `SCORES`; k: candidates in each direction; chosen_on: the split, pictures and mean recalls by
+    formula, or by k and formula, that they were chosen by; None = they were not chosen.
+    """
+
+    score: str
+    k: int
     chosen_on: dict[str, Any] | None = None
 
 
@@ -42,7 +52,7 @@ class Evaluator(base.Evaluator):
 
     place = 0
     best = ("mean_recall", "match_mean_recall")
-    _score = ChosenScore("itm")
+    _chosen = Chosen("itm", 0)
 
     @classmethod
     def metrics(cls, objectives: Mapping[str, type]) -> tuple[str, ...]:
@@ -51,36 +61,38 @@ class Evaluator(base.Evaluator):
         return tuple(f"match_{name}" for name in METRICS) if objective_of(objectives, ScoresPairs) else ()
 
     def prepare(self, predictor: Predictor) -> None:
-        self._score = self.choose_score(predictor)
+        self._chosen = self.choose(predictor)
 
-    def choose_score(self, predictor: Predictor) -> ChosenScore:
-        """The formula that re-ranks: that of the config, or with "auto" the best on the validation split.
+    def choose(self, predictor: Predictor) -> Chosen:
+        """Formula and number of candidates: those of the config, or the best on the validation split where it says
+        "auto" and -1.
 
         If that split is itself scored, or cannot be read, nothing is chosen: the formula is then the one that matching
         was trained for, see `objectives.matching`.
         """
         options, objectives = self.options, self.run.objectives
-        if options["rerank_score"] != "auto":
-            return ChosenScore(options["rerank_score"])
-        label = label_of(objectives, ScoresPairs)
-        if not options["rerank_k"] or label is None or not predictor.offers(TrainsEmbeddings):
-            return ChosenScore("itm")
+        label, score, k = label_of(objectives, ScoresPairs), options["rerank_score"], options["rerank_k"]
+        if not k or label is None or not predictor.offers(TrainsEmbeddings):
+            return Chosen("itm" if score == "auto" else score, k)
+        if score != "auto" and k > 0:
+            return Chosen(score, k)
         adds = objectives[label].adds_similarity(self.run.config.objectives[label])
-        trained_for = ChosenScore("itm+itc" if adds else "itm")
-        if options["validation_split"] in (options["split"], *options["extra_splits"]):
-            return trained_for
+        trained_for = ("itm+itc" if adds else "itm") if score == "auto" else score
+        fixed = Chosen(trained_for, k if k > 0 else DEFAULT_CANDIDATES)
+        split = options["validation_split"]
+        if split in (options["split"], *options["extra_splits"]):
+            return fixed
         try:
-            data = self.run.data(options["validation_split"])
+            data = self.run.data(split)
         except UserError as error:
-            print(
-                f"re-ranked by {trained_for.name}, as the split {options['validation_split']} cannot be read: {error}"
-            )
-            return trained_for
+            print(f"re-ranked by {fixed.score}, as the split {split} cannot be read: {error}")
+            return fixed
         data = data.first(min(options["choose_images"] or len(data.images), len(data.images)))
-        recalls = compare_scores(predictor, data, batch_size=options["batch_size"], k=options["rerank_k"])
-        chosen = max(recalls, key=recalls.get)
-        chosen_on = {"split": options["validation_split"], "images": len(data.images), "mean_recall": recalls}
-        return ChosenScore(chosen, chosen_on)
+        formulas, counts = (tuple(SCORES) if score == "auto" else (score,)), (CANDIDATES if k < 0 else (k,))
+        recalls = compare(predictor, data, formulas, counts, batch_size=options["batch_size"])
+        best_k, best = max(((k, name) for k in recalls for name in formulas), key=lambda one: recalls[one[0]][one[1]])
+        told = recalls if k < 0 else recalls[k]
+        return Chosen(best, best_k, {"split": split, "images": len(data.images), "mean_recall": told})
 
     def evaluate(self, predictor: Predictor, split: str, *, final: bool) -> Iterator[tuple[str, float]]:
         options = self.options
@@ -89,18 +101,18 @@ class Evaluator(base.Evaluator):
             self.run.data(split),
             batch_size=options["batch_size"],
             match_images=options["match_images"],
-            rerank_k=options["rerank_k"] if final else 0,
-            rerank_score=self._score.name,
+            rerank_k=self._chosen.k if final else 0,
+            rerank_score=self._chosen.score,
         )
 
     def protocol(self, split: str) -> dict[str, Any]:
         images = len(self.run.data(split).images)
         return {
-            "rerank_k": self.options["rerank_k"],
+            "rerank_k": self._chosen.k,
             "match_images": min(self.options["match_images"] or images, images),
             "ties": "count against the model",
-            "rerank_score": self._score.name,
-            **({"rerank_score_chosen_on": self._score.chosen_on} if self._score.chosen_on else {}),
+            "rerank_score": self._chosen.score,
+            **({"rerank_score_chosen_on": self._chosen.chosen_on} if self._chosen.chosen_on else {}),
         }
 
 
@@ -172,6 +184,11 @@ class TwoStages(NamedTuple):
     image_ranks: np.ndarray
     text_ranks: np.ndarray
 
+    def of_first(self, k: int) -> "TwoStages":
+        """The same with fewer candidates."""
+        texts_IT, images_IT = ranking.top_k(self.cosine_IT, k), ranking.top_k(self.cosine_IT.T, k).T
+        return self._replace(top_texts_IT=texts_IT, top_images_IT=images_IT)
+
     def first_recalls(self) -> dict[str, float]:
         """Recalls of the cosines."""
         return ranking.recalls(self.image_ranks, self.text_ranks)
@@ -202,10 +219,12 @@ def two_stages(predictor: Predictor, data: EvaluationSet, *, batch_size: int, k:
     return TwoStages(cosine_IT, match_IT, top_texts_IT, top_images_IT, owner, predictor.temperature(), *ranks)
 
 
-def compare_scores(predictor: Predictor, data: EvaluationSet, *, batch_size: int, k: int) -> dict[str, float]:
-    """Re-ranked mean recall by every formula, in the order of `SCORES`, so that the simplest wins a tie."""
-    stages = two_stages(predictor, data, batch_size=batch_size, k=k)
-    return {score: stages.recalls(score)["rerank_mean_recall"] for score in SCORES}
+def compare(
+    predictor: Predictor, data: EvaluationSet, formulas: Sequence[str], counts: Sequence[int], *, batch_size: int
+) -> dict[int, dict[str, float]]:
+    """k -> formula -> re-ranked mean recall, in the order that they are given, so that the first wins a tie."""
+    stages = two_stages(predictor, data, batch_size=batch_size, k=max(counts))
+    return {k: {score: stages.of_first(k).recalls(score)["rerank_mean_recall"] for score in formulas} for k in counts}
 
 
 def match_recalls(predictor: Predictor, data: EvaluationSet, batch_size: int) -> dict[str, float]:

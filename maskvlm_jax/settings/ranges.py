@@ -54,9 +54,9 @@ RANGES = {
     r"(batch_size|log_every|checkpoint_every|keep_checkpoints|threads|tokenizer_captions|text_buckets)": SIZE,
     r"(parallel|examples_per_shard)": SIZE,
     r"(depth|embed|queue|registers|seed|seeds|scenes_seed|limit|workers|steps)": COUNT,
-    r"(captions_per_image|rerank_k|match_images|choose_images|probe_limit|figures|finetune_steps)": COUNT,
+    r"(captions_per_image|match_images|choose_images|probe_limit|figures|finetune_steps)": COUNT,
     r"(resize|min_size|expected|against_distance|randaugment_ops|randaugment_magnitude)": COUNT,
-    r"mask_id": COUNT_OR_AUTO,
+    r"(mask_id|rerank_k)": COUNT_OR_AUTO,
     r"quality": Range(1, 100, whole=True),
     r"pooling\.layers": Range(1, 2, whole=True),
     r"model\.temperature": Range(0.001, 0.5),  # where training keeps it, see models.vlm

@@ -39,6 +39,17 @@ def test_loss_is_the_naive_sum_of_both_directions(name):
 
 
 @pytest.mark.parametrize("name", PAIRS)
+def test_with_all_positives_a_target_is_shared_evenly_among_those_that_belong_together(name):
+    similarity, same = inputs(name)
+    loss, grad = jax.value_and_grad(lambda s: contrastive_loss(s, same, "all").sum())(similarity)
+    np.testing.assert_allclose(loss, numpy_losses.contrastive_to_all(similarity, same).sum(), rtol=1e-5)
+    # softmax minus target, of both directions
+    target = same / same.sum(axis=1, keepdims=True) + same / same.sum(axis=0, keepdims=True)
+    expected = jax.nn.softmax(similarity, axis=1) + jax.nn.softmax(similarity, axis=0) - target
+    np.testing.assert_allclose(grad, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PAIRS)
 def test_same_pairs_are_found_by_picture_and_by_caption(name):
     ids = np.array(PAIRS[name], np.int32)
     ctx = Context(None, {"pair_id": jnp.asarray(ids)}, masked_patch_count=1, text_ratio=0.5, views={})

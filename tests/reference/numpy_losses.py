@@ -65,6 +65,15 @@ def contrastive(similarity: np.ndarray, same: np.ndarray) -> np.ndarray:
     return losses
 
 
+def contrastive_to_all(similarity: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Per example the sum of both directions, each the mean cross entropy of all its positives."""
+    losses = np.zeros(len(similarity))
+    for k in range(len(similarity)):
+        for scores, positives in ((similarity[k], same[k]), (similarity[:, k], same[:, k])):
+            losses[k] += np.mean([cross_entropy(scores, n) for n in range(len(scores)) if positives[n]])
+    return losses
+
+
 def negative_probabilities(similarity: np.ndarray, same: np.ndarray) -> np.ndarray:
     """(B, B): softmax of each row over the columns that are not the same pair; a row without any is zero."""
     result = np.zeros(similarity.shape)

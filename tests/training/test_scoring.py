@@ -1,5 +1,6 @@
 """What an evaluation reads and how it chooses; the model is a toy with random parameters."""
 
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -43,22 +44,22 @@ def evaluation_of(setting, **options) -> tuple[Evaluation, dict]:
     return Evaluation(ScoredRun(config, tokenizer), graphdef, mesh), params
 
 
-def choose(evaluation: Evaluation, params) -> tuple:
-    return evaluation.evaluators["retrieval"].choose_score(evaluation.predictor(params))
+def choose(evaluation: Evaluation, params) -> retrieval.Chosen:
+    return evaluation.evaluators["retrieval"].choose(evaluation.predictor(params))
 
 
 def test_auto_takes_the_formula_with_the_best_recall_on_the_validation_split_and_says_so(setting, monkeypatch):
     evaluation, params = evaluation_of(setting, choose_images=7)
     seen = []
 
-    def compare(predictor, data, **options):
-        seen.append((data.ids[:1], len(data.images), options["k"]))
-        return {"itm": 50.0, "itm+itc": 60.0, "itm+cosine": 60.0}
+    def compare(predictor, data, formulas, counts, **options):
+        seen.append((data.ids[:1], len(data.images), counts))
+        return {4: {"itm": 50.0, "itm+itc": 60.0, "itm+cosine": 60.0}}
 
-    monkeypatch.setattr(retrieval, "compare_scores", compare)
+    monkeypatch.setattr(retrieval, "compare", compare)
     chosen = choose(evaluation, params)
-    assert seen == [(["val-000000"], 7, 4)]
-    assert chosen.name == "itm+itc"  # of equals the first
+    assert seen == [(["val-000000"], 7, (4,))]
+    assert (chosen.score, chosen.k) == ("itm+itc", 4)  # of equals the first
     assert chosen.chosen_on == {
         "split": "val",
         "images": 7,
@@ -66,34 +67,57 @@ def test_auto_takes_the_formula_with_the_best_recall_on_the_validation_split_and
     }
 
 
+def test_the_number_of_candidates_is_chosen_with_the_formula_or_for_one_that_is_named(setting, monkeypatch):
+    recalls = {
+        16: {"itm": 50.0, "itm+itc": 60.0},
+        32: {"itm": 61.0, "itm+itc": 60.5},
+        64: {"itm": 61.0, "itm+itc": 6.0},
+    }
+
+    def compare(predictor, data, formulas, counts, **options):
+        assert counts == retrieval.CANDIDATES
+        return {k: {name: by_name[name] for name in formulas if name in by_name} for k, by_name in recalls.items()}
+
+    monkeypatch.setattr(retrieval, "compare", compare)
+    monkeypatch.setattr(retrieval, "SCORES", {"itm": None, "itm+itc": None})
+    evaluation, params = evaluation_of(setting, rerank_k=-1)
+    chosen = choose(evaluation, params)
+    assert (chosen.score, chosen.k) == ("itm", 32)  # of equals the fewest
+    assert chosen.chosen_on["mean_recall"] == recalls
+    evaluation, params = evaluation_of(setting, rerank_k=-1, rerank_score="itm+itc")
+    assert choose(evaluation, params)[:2] == ("itm+itc", 32)
+    evaluation, params = evaluation_of(setting, rerank_k=-1, validation_split="test")
+    assert choose(evaluation, params) == ("itm+itc", retrieval.DEFAULT_CANDIDATES, None)
+
+
 @pytest.mark.parametrize(("hardness", "expected"), [(1.0, "itm+itc"), (0.0, "itm")])
 @pytest.mark.parametrize("during", ["test", "dev"], ids=["it is scored", "it is not there"])
 def test_where_no_other_split_can_choose_the_formula_is_that_of_training(
     setting, during, hardness, expected, monkeypatch, capsys
 ):
-    monkeypatch.setattr(retrieval, "compare_scores", None)
+    monkeypatch.setattr(retrieval, "compare", None)
     evaluation, params = evaluation_of(setting, validation_split=during)
     evaluation.run.config.objectives.matching.hardness = hardness
-    assert choose(evaluation, params) == (expected, None)
+    assert choose(evaluation, params) == (expected, 4, None)
     assert (f"re-ranked by {expected}, as the split dev cannot be read" in capsys.readouterr().out) == (during == "dev")
 
 
 @pytest.mark.parametrize("score", retrieval.SCORES)
 def test_a_formula_that_is_named_is_taken_without_a_look(setting, score, monkeypatch):
-    monkeypatch.setattr(retrieval, "compare_scores", None)
+    monkeypatch.setattr(retrieval, "compare", None)
     evaluation, params = evaluation_of(setting, rerank_score=score)
-    assert choose(evaluation, params) == (score, None)
+    assert choose(evaluation, params) == (score, 4, None)
 
 
 @pytest.mark.slow
 def test_the_formulas_are_compared_by_what_each_gives_alone(setting):
     evaluation, params = evaluation_of(setting, rerank_k=4)
     predictor, data = evaluation.predictor(params), evaluation.run.data("val")
-    found = retrieval.compare_scores(predictor, data, batch_size=8, k=4)
-    for score, recall in found.items():
-        evaluation, _ = evaluation_of(setting, rerank_k=4, rerank_score=score)
+    found = retrieval.compare(predictor, data, tuple(retrieval.SCORES), (2, 4), batch_size=8)
+    for k, score in itertools.product((2, 4), retrieval.SCORES):
+        evaluation, _ = evaluation_of(setting, rerank_k=k, rerank_score=score)
         evaluation.prepare(params)
-        assert evaluation.all(params, "val")["rerank_mean_recall"] == recall
+        assert evaluation.all(params, "val")["rerank_mean_recall"] == found[k][score]
 
 
 def test_recalls_during_training_fetch_embeddings_and_no_sequence(setting):
