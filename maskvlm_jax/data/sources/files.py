@@ -72,10 +72,8 @@ class Files(Listed):
           UserError: a path does not exist, a file is malformed, there is no such split, more than `max_missing` of its
             pictures are missing, or none is left.
         """
-        root_path = _root_folder(root)
-        self._folder = root_path / images
-        if not self._folder.is_dir():
-            raise UserError(f"{self._folder}: no such picture folder; set --config.data.images or --config.data.root")
+        root_path = root_folder(root)
+        folder = picture_folder(root_path, images)
         table = read_captions(root_path / captions)
         if splits is not None:
             flag = f"--config.data.root and --config.data.splits.{split}"
@@ -86,21 +84,57 @@ class Files(Listed):
             names = list(table.captions)
         unique = list(dict.fromkeys(names))
         dropped = Counter(repeated_pictures=len(names) - len(unique))
-        self._on_disk = _drop_missing(unique, self._folder, max_missing, dropped)
-        names, usable = _clean_captions(list(self._on_disk), table.captions, dropped)
+        self._pictures = PictureFolder(folder, unique, max_missing, dropped)
+        names, usable = _clean_captions(self._pictures.names, table.captions, dropped)
         super().__init__(names, usable, report={reason: count for reason, count in dropped.items() if count})
         if not names:
             raise UserError(f"{root_path / captions}: no picture of split {split!r} has a caption ({self.report})")
 
     def image(self, index: int) -> bytes:
         """The bytes of the picture's file; b"" where it cannot be read."""
+        return self._pictures.read(self.id(index))
+
+
+class PictureFolder:
+    """Pictures of a folder by their names, those that are there.
+
+    Args:
+        folder: that names are relative to.
+        names: all different.
+        max_missing: largest share of them that may be missing.
+        dropped: gets the count `missing_pictures`.
+    Raises:
+        UserError: more are missing.
+    """
+
+    def __init__(self, folder: Path, names: list[str], max_missing: float, dropped: Counter[str]):
+        self._folder, self._on_disk = folder, _drop_missing(names, folder, max_missing, dropped)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the pictures that are there, in their order."""
+        return list(self._on_disk)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._on_disk
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a picture's file; b"" where it cannot be read."""
         try:
-            return (self._folder / self._on_disk[self.id(index)]).read_bytes()
+            return (self._folder / self._on_disk[name]).read_bytes()
         except OSError:
             return b""
 
 
-def _root_folder(root: str) -> Path:
+def picture_folder(root: Path, images: str) -> Path:
+    """The folder `images` of a root, "" = the root itself; a UserError where it is none."""
+    if not (folder := root / images).is_dir():
+        raise UserError(f"{folder}: no such picture folder; set --config.data.images or --config.data.root")
+    return folder
+
+
+def root_folder(root: str) -> Path:
+    """The folder of a set; a UserError where it is none."""
     path = Path(root).expanduser()
     if not root or not path.is_dir():
         raise UserError(f"data root {root!r} is not a folder; set --config.data.root=/path/to/the/data")
