@@ -29,6 +29,7 @@ class EvaluationSet:
     Attributes:
         of_picture: the arrays of each picture as in a batch, (I, ...), among them `image` and `image_masked`.
         ids: I names.
+        known: of each picture what else its source knows, by key; of texts and numbers only.
         image_hashes: (I,) int32, `batch.image_hash` of each.
         captions: T texts; text: the arrays of each as in a batch, (T, ...); image_of_caption: (T,) int.
         one_at_a_time: the modality that is not rebuilt is read whole, however it was read in training, so that models
@@ -39,6 +40,7 @@ class EvaluationSet:
 
     of_picture: dict[str, Rows]
     ids: list[str]
+    known: list[Mapping[str, Any]]
     image_hashes: np.ndarray
     captions: list[str]
     text: dict[str, np.ndarray]
@@ -69,6 +71,7 @@ class EvaluationSet:
             self,
             of_picture={name: rows.first(count) for name, rows in self.of_picture.items()},
             ids=self.ids[:count],
+            known=self.known[:count],
             image_hashes=self.image_hashes[:count],
             captions=[caption for caption, kept in zip(self.captions, texts, strict=True) if kept],
             text={name: value[texts] for name, value in self.text.items()},
@@ -112,6 +115,7 @@ class _Picture(NamedTuple):
 
     id: str
     captions: Sequence[str] = ()
+    known: Mapping[str, Any] = {}
     hash: np.int32 | None = None
     arrays: Mapping[str, np.ndarray] = {}
     text: Sequence[Mapping[str, np.ndarray]] = ()
@@ -140,7 +144,8 @@ def _read_picture(
         arrays, text = _made(fields, drawn, captions, rng)
     except decoding.DecodeError:
         return _Picture(example["id"])
-    return _Picture(example["id"], captions, batches.image_hash(example["image"]), arrays, text)
+    known = {key: value for key, value in example.items() if key != "id" and isinstance(value, str | int | float)}
+    return _Picture(example["id"], captions, known, batches.image_hash(example["image"]), arrays, text)
 
 
 def _made(
@@ -199,6 +204,7 @@ def load_evaluation(
     return EvaluationSet(
         of_picture=held.rows(lambda row, name: read(places[row]).arrays[name]),
         ids=[one.id for one in used],
+        known=[one.known for one in used],
         image_hashes=np.array([one.hash for one in used], np.int32),
         captions=[caption for one in used for caption in one.captions],
         text={name: np.stack([made[name] for made in text]) for name in text[0]},

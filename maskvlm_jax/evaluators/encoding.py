@@ -7,6 +7,7 @@ import numpy as np
 
 from maskvlm_jax.data.evaluation_set import EvaluationSet, padded
 from maskvlm_jax.evaluators.predictor import Predictor
+from maskvlm_jax.objectives.base import ScoresPairs, TrainsEmbeddings
 from maskvlm_jax.runtime import processes
 
 # Pictures and captions whose projected keys and values are held at a time, pairs of them that are matched at once, and
@@ -93,3 +94,26 @@ def match_scores(
     while under_way:
         read()
     return score_IT
+
+
+def own_scores(predictor: Predictor, data: EvaluationSet, batch_size: int) -> dict[str, np.ndarray]:
+    """Scores of every caption with its own picture, (T,) each, of what the model has: "itc", cosines in the contrastive
+    space; "itm", log-odds of matching.
+
+    A block of pictures at a time: sequences of one block are held.
+    """
+    parts: dict[str, list[np.ndarray]] = {"itc": [], "itm": []}
+    for start in range(0, len(data.images), IMAGE_BLOCK):
+        pictures = np.arange(start, min(start + IMAGE_BLOCK, len(data.images)))
+        texts = np.flatnonzero(np.isin(data.image_of_caption, pictures))
+        row_T, columns = data.image_of_caption[texts] - start, np.arange(len(texts))
+        image_ISD, image_IE = encode_images(predictor, data, batch_size, pictures)
+        text_TLD, text_TE = encode_texts(predictor, data, batch_size, texts)
+        if predictor.offers(TrainsEmbeddings):
+            parts["itc"].append(np.sum(image_IE[row_T] * text_TE, axis=1))
+        if predictor.offers(ScoresPairs):
+            wanted_IT = np.zeros((len(pictures), len(texts)), bool)
+            wanted_IT[row_T, columns] = True
+            valid_TL = data.text["token_valid"][texts]
+            parts["itm"].append(match_scores(predictor, image_ISD, text_TLD, valid_TL, wanted_IT)[row_T, columns])
+    return {way: np.concatenate(scores) for way, scores in parts.items() if scores}

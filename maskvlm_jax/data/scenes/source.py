@@ -92,7 +92,10 @@ class Scenes:
     @property
     def fingerprint(self) -> str:
         """A sha256 in hex that tells apart any two sources with different examples."""
-        key = f"scenes {_VERSION} {self.split} {self.seed} {self.length} {self.image_size}"
+        return self._digest(f"scenes {_VERSION}")
+
+    def _digest(self, generator: str) -> str:
+        key = f"{generator} {self.split} {self.seed} {self.length} {self.image_size}"
         return hashlib.sha256(key.encode()).hexdigest()
 
     def _checked(self, index: int) -> int:

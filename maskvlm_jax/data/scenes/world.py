@@ -88,6 +88,11 @@ class Dice:
         return self._next() * sides >> 64
 
 
+def showing(side: int, sides: int) -> int:
+    """The word that `Dice.roll(sides)` reads as `side`."""
+    return -(-(side << 64) // sides)
+
+
 @functools.cache
 def _layouts(sizes: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
     """All ways to give objects of these sizes a place each such that no two large ones are neighbours."""
