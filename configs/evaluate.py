@@ -19,11 +19,13 @@ def get_config(arg: str = "") -> ConfigDict:
     name, more = chosen["data"], chosen["evals"]
     config = ConfigDict()
     config.task = "evaluate"
+    config.name = "evaluation"  # of the folder in the workdir where results go
     config.checkpoint = ""  # a workdir
     config.checkpoint_step = "latest"  # latest | best | a number
     config.data = data_sets.data_block("scenes" if name == "run" else name)
     config.evaluation = common.evaluation_block("scenes" if name == "run" else name)
-    config.evals = ConfigDict()  # those of the run; a line here is one more
+    config.evals_of_run = True  # the run's own evaluators score
+    config.evals = ConfigDict()  # more of them, a line each
     if more != "run":
         config.evals[more] = {"name": more, "during": False}
     if name == "run":

@@ -175,9 +175,9 @@ def join() -> None:
 
 
 def default_workdir(config: ConfigDict) -> str:
-    """Where a run goes if no flag says so: runs/NAME, or the evaluation folder of the scored workdir."""
+    """Where a run goes if no flag says so: runs/NAME, or a folder of that name in the workdir that is scored."""
     if config.task == "evaluate":
-        return f"{config.checkpoint}/evaluation"
+        return f"{config.checkpoint}/{config.name}"
     return f"runs/{config.name}"
 
 

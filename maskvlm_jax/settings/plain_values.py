@@ -61,7 +61,8 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def merge_evaluation(trained: ConfigDict, wanted: ConfigDict) -> ConfigDict:
-    """The config of a run with the values that an evaluation sets: data, evaluation, evals and mesh.
+    """The config of a run with the values that an evaluation sets: data, evaluation, evals and mesh; its own evals stay
+    where `wanted.evals_of_run`.
 
     Raises:
         UserError: values of one set for a run that was trained on a mixture of sets.
@@ -87,6 +88,8 @@ def merge_evaluation(trained: ConfigDict, wanted: ConfigDict) -> ConfigDict:
     with trained.ignore_type(), trained.unlocked():
         if wanted.data.source is not None:
             trained.data.mixture, trained.data.splits, trained.data.fields = ConfigDict(), ConfigDict(), ConfigDict()
+        if not wanted.evals_of_run:
+            trained.evals = ConfigDict()
         for name in ("data", "evaluation", "evals", "mesh"):
             merge(trained[name], wanted[name])
     return trained
