@@ -36,6 +36,7 @@ class EvaluationSet:
             compare; False where positions are dropped, whose count must not change.
         broken: names of pictures that could not be decoded, or have no caption; they are left out.
         fingerprint: sha256 of the source.
+        classes: names of the classes that the source numbers, see `sources.base.Source`.
     """
 
     of_picture: dict[str, Rows]
@@ -48,6 +49,7 @@ class EvaluationSet:
     one_at_a_time: bool
     broken: list[str]
     fingerprint: str
+    classes: tuple[str, ...] = ()
 
     @property
     def images(self) -> Rows:
@@ -212,6 +214,7 @@ def load_evaluation(
         one_at_a_time=one_at_a_time,
         broken=broken,
         fingerprint=source.fingerprint,
+        classes=tuple(getattr(source, "classes", ())),
     )
 
 

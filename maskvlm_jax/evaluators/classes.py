@@ -1,9 +1,10 @@
-"""Shares of the examples whose class is told right, of a model with an objective that `Classifies`.
+"""Shares of the examples whose class is told right, and which classes are taken for which.
 
-A task's own `Evaluator` is a subclass of `Classes` that names its metrics.
+A task's own `Evaluator` is a subclass of `Classes` that names its metrics. It reads a model with an objective that
+`Classifies`; one that tells classes in another way has `predictions` of its own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskvlm_jax.data.evaluation_set import padded
-from maskvlm_jax.evaluators import base
+from maskvlm_jax.evaluators import base, confusion
 from maskvlm_jax.evaluators.predictor import Predictor
+from maskvlm_jax.evaluators.scored_run import ScoredRun
 from maskvlm_jax.objectives.base import Classifies, objective_of
 from maskvlm_jax.objectives.learner import Learner
 
@@ -34,6 +36,12 @@ class Predictions(NamedTuple):
     rank_I: np.ndarray
     label_I: np.ndarray
 
+    @classmethod
+    def of(cls, logits_IC: np.ndarray, label_I: np.ndarray) -> "Predictions":
+        """What logits tell; a class that is as likely as the right one, or whose logit is no number, is before it."""
+        right_I1 = np.take_along_axis(logits_IC, label_I[:, None], axis=1)
+        return cls(logits_IC.argmax(axis=1), np.sum(~(logits_IC < right_I1), axis=1) - 1, label_I)
+
     @property
     def right_I(self) -> np.ndarray:
         """Whether the right class is told; a tie is not."""
@@ -52,18 +60,23 @@ class Classes(base.Evaluator):
 
     prefix: ClassVar[str] = "class"
     first: ClassVar[tuple[int, ...]] = ()
+    _found: Mapping[str, Predictions] = {}
 
     @classmethod
     def metrics(cls, objectives: Mapping[str, type]) -> tuple[str, ...]:
-        if objective_of(objectives, Classifies) is None:
-            return ()
+        return cls.names_of_metrics() if objective_of(objectives, Classifies) else ()
+
+    @classmethod
+    def names_of_metrics(cls) -> tuple[str, ...]:
+        """What `evaluate` yields."""
         ranked = (f"{cls.prefix}_accuracy_{k}" for k in cls.first)
         return (f"{cls.prefix}_accuracy", *ranked, f"{cls.prefix}_accuracy_per_class")
 
     def evaluate(self, predictor: Predictor, split: str, *, final: bool) -> Iterator[tuple[str, float]]:
-        if not predictor.offers(Classifies):
-            return
         found = self.predictions(predictor, split)
+        if found is None:
+            return
+        self._found = {**self._found, split: found}
         right_I = found.right_I
         yield f"{self.prefix}_accuracy", 100.0 * float(right_I.mean())
         for k in self.first:
@@ -71,8 +84,23 @@ class Classes(base.Evaluator):
         per_class = [right_I[found.label_I == label].mean() for label in np.unique(found.label_I)]
         yield f"{self.prefix}_accuracy_per_class", 100.0 * float(np.mean(per_class))
 
-    def predictions(self, predictor: Predictor, split: str) -> Predictions:
-        """What the model tells of each example of a split."""
+    def figures(self, predictor: Predictor, split: str) -> base.Figures:
+        """Which classes are taken for which."""
+        found = self._found.get(split) or self.predictions(predictor, split)
+        if found is None or not self.options["figures"]:
+            return base.Figures({}, {})
+        sheet = confusion.sheet(found.label_I, found.told_I, self.names(split))
+        return base.Figures({} if sheet is None else {f"{self.prefix}_confusion": sheet}, {})
+
+    def names(self, split: str) -> Sequence[str]:
+        """Names of the classes, in the order of their numbers; () = they have none."""
+        objective = objective_of(self.run.objectives, Classifies)
+        return names_of(self.run, objective.label if objective else "label", split)
+
+    def predictions(self, predictor: Predictor, split: str) -> Predictions | None:
+        """What the model tells of each example of a split; None if it tells no classes."""
+        if not predictor.offers(Classifies):
+            return None
         data, size = self.run.data(split), self.options["batch_size"]
         first, parts = data.first_captions, []
         for start in range(0, len(data.images), size):
@@ -80,3 +108,9 @@ class Classes(base.Evaluator):
             batch: dict[str, Any] = data.batch(pictures, first[pictures], valid)
             parts.append([values[valid] for values in predictor.fetch(_predictions, batch)])
         return Predictions(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def names_of(run: ScoredRun, label: str, split: str) -> tuple[str, ...]:
+    """Names of the classes that an array of the batch numbers: those of its field, or the source's own; () = none."""
+    field = run.config.data.fields.get(label, {})
+    return tuple(map(str, field.get("classes", ()))) or run.data(split).classes

@@ -28,8 +28,19 @@ def encode_texts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """text_TLD and text_TE of some captions, all if None."""
     texts = np.arange(len(data.captions)) if texts is None else texts
-    arrays = data.text["tokens"], data.text["token_valid"]
-    return _in_batches(lambda ids: predictor.encode_text(*(x[ids] for x in arrays)), texts, batch_size)
+    return encode_tokens(predictor, data.text["tokens"], data.text["token_valid"], batch_size, texts)
+
+
+def encode_tokens(
+    predictor: Predictor,
+    tokens_TL: np.ndarray,
+    valid_TL: np.ndarray,
+    batch_size: int,
+    texts: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """text_TLD and text_TE of some texts of a table of tokens, all if None."""
+    texts = np.arange(len(tokens_TL)) if texts is None else texts
+    return _in_batches(lambda ids: predictor.encode_text(tokens_TL[ids], valid_TL[ids]), texts, batch_size)
 
 
 def embed_images(predictor: Predictor, data: EvaluationSet, batch_size: int) -> np.ndarray:
@@ -117,3 +128,16 @@ def own_scores(predictor: Predictor, data: EvaluationSet, batch_size: int) -> di
             valid_TL = data.text["token_valid"][texts]
             parts["itm"].append(match_scores(predictor, image_ISD, text_TLD, valid_TL, wanted_IT)[row_T, columns])
     return {way: np.concatenate(scores) for way, scores in parts.items() if scores}
+
+
+def all_scores(
+    predictor: Predictor, data: EvaluationSet, text_TLD: np.ndarray, valid_TL: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """(I, T) matching log-odds of all pictures with all of some texts; sequences of one block of pictures are held."""
+    parts = []
+    for start in range(0, len(data.images), IMAGE_BLOCK):
+        pictures = np.arange(start, min(start + IMAGE_BLOCK, len(data.images)))
+        image_ISD, _ = encode_images(predictor, data, batch_size, pictures)
+        wanted_IT = np.ones((len(pictures), len(text_TLD)), bool)
+        parts.append(match_scores(predictor, image_ISD, text_TLD, valid_TL, wanted_IT))
+    return np.concatenate(parts)

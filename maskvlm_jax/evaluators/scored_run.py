@@ -27,27 +27,33 @@ class ScoredRun:
         self.config, self.tokenizer = config, tokenizer
         self.trained_on = config.data if trained_on is None else trained_on
         self.objectives = rules.active_objectives(config)
-        self._sets: dict[str, EvaluationSet] = {}
+        self._sets: dict[tuple[str, int], EvaluationSet] = {}
 
-    def data(self, split: str) -> EvaluationSet:
-        """The pictures and captions of a split."""
-        if split not in self._sets:
+    def data(self, split: str, limit: int | None = None) -> EvaluationSet:
+        """The pictures and captions of a split.
+
+        Args:
+            limit: first pictures only, 0 = all; None = as many as are scored.
+        """
+        limit = self.config.evaluation.limit if limit is None else limit
+        if (split, limit) not in self._sets:
             config, image, options = self.config, self.config.model.image, self.config.evaluation
             source = open_source(config.data.to_dict(), split, image.image_size)
-            self._sets[split] = load_evaluation(
+            found = load_evaluation(
                 source,
                 examples.fields_of(config, self.tokenizer),
                 image_size=image.image_size,
                 masking_options=config.masking.to_dict(),
                 seed=options.seed,
-                limit=options.limit,
+                limit=limit,
                 captions_per_image=options.captions_per_image,
                 memory=int(1e9 * options.memory_gb),
                 one_at_a_time=config.masking.policy == "modality_aware" or image.hidden == "token",
             )
-            if broken := self._sets[split].broken:
+            self._sets[split, limit] = found
+            if broken := found.broken:
                 print(f"warning: {len(broken)} picture(s) of {split} cannot be used and are left out: {broken[0]}")
-        return self._sets[split]
+        return self._sets[split, limit]
 
     def training_captions(self, pictures: int) -> Iterator[str]:
         """Captions of the first pictures that the run was trained on.

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from maskvlm_jax.data import tokenizer as tokenizers
+from maskvlm_jax.evaluators import prompts
 from maskvlm_jax.evaluators.predictor import Functions, Predictor
 from maskvlm_jax.objectives.base import PredictsPixels, PredictsWords, ScoresPairs, TrainsEmbeddings, label_of
 from maskvlm_jax.objectives.matching import probability
@@ -249,11 +250,9 @@ class Model:
         for name, given in (("labels", labels), ("templates", templates)):
             if isinstance(given, str) or not given:
                 raise ValueError(f"{name} is {given!r}; give a list of at least one")
-        if wrong := [template for template in templates if template.count("{}") != 1]:
+        if wrong := [template for template in templates if not prompts.is_template(template)]:
             raise ValueError(f"the template {wrong[0]!r} must have {{}} once, for the name of the class")
-        texts = [template.replace("{}", label) for label in labels for template in templates]
-        vectors = self.encode_texts(texts).reshape(len(labels), len(templates), -1).mean(1)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors = prompts.class_vectors(self.encode_texts(prompts.prompts(labels, templates)), len(labels))
         logits = self.encode_images(images, progress=progress) @ vectors.T / self.temperature
         odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return odds / odds.sum(axis=-1, keepdims=True)

@@ -35,7 +35,8 @@ from maskvlm_jax.data.scenes.world import (
 from maskvlm_jax.data.sources.base import Source
 
 KINDS = ("swap_colour", "swap_shape", "swap_texture", "swap_place", "swap_relation")
-FAMILY = "swap"
+_ATTRIBUTES = KINDS[:-1]  # a relation is none
+FAMILY = "swap_attribute"
 
 _KEY = 0x5200  # added to the number of the split: none of these scenes is one of `Scenes`
 _CAPTION_ROLLS = 8
@@ -63,7 +64,7 @@ class Swaps(Scenes):
             "image": draw(drawn.scene, noise, image_size=self.image_size),
             "captions": list(drawn.captions),
             "kind": _kind(index),
-            "family": FAMILY,
+            "family": FAMILY if _kind(index) in _ATTRIBUTES else "",
         }
 
     def id(self, index: int) -> str:

@@ -40,6 +40,7 @@ class Source(Protocol):
         fingerprint: sha256 in hex that differs where examples, their order or captions do: a run goes on only with the
             data that it began with.
         id_reads_record: optional; true where `id(i)` costs the reading of a whole record.
+        classes: optional; names of the classes of pictures, in the order of the numbers that examples have as "label".
     """
 
     report: dict[str, int]

@@ -29,6 +29,7 @@ class Cleaned:
         self._source, self._rules = source, rules
         self.report = source.report
         self.id_reads_record = getattr(source, "id_reads_record", False)
+        self.classes = getattr(source, "classes", ())
 
     def _clean(self, captions: list[str]) -> list[str]:
         return [cleaned for cleaned in (clean(caption, self._rules) for caption in captions) if cleaned]

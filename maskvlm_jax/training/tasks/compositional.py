@@ -1,8 +1,9 @@
 """True captions and false ones of the same words: SugarCrepe, Winoground, ARO, and swaps in generated scenes.
 
 Nothing is trained. A picture I with a true caption T and false ones F is right if s(I, T) > s(I, F) for each of them,
-strictly: ties are wrong. The score s is the cosine of the contrastive space (`itc`) and the log-odds of matching
-(`itm`), each where the model has it. Of the two pictures and captions of an item of Winoground (Thrush et al. 2022,
+strictly: ties are wrong. The score s is the cosine of the contrastive space (`itc`), the log-odds of matching (`itm`),
+each where the model has it, and their sum that a matching head was trained for whose negatives were drawn by similarity
+(`itm+itc`, see `objectives.matching`). Of the two pictures and captions of an item of Winoground (Thrush et al. 2022,
 arXiv 2204.03162, Eq. 1 to 3), I0 with C0 and I1 with C1,
 
     text    s(C0, I0) > s(C1, I0)  and  s(C1, I1) > s(C0, I1)
@@ -19,8 +20,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from maskvlm_jax.data.evaluation_set import EvaluationSet
-from maskvlm_jax.evaluators import base, encoding
+from maskvlm_jax.evaluators import base, encoding, retrieval
 from maskvlm_jax.evaluators.predictor import Predictor
+from maskvlm_jax.objectives.base import ScoresPairs, label_of
 from maskvlm_jax.runtime.errors import UserError
 
 TRAINS = False
@@ -115,7 +117,7 @@ def of_groups(score_T: np.ndarray, found: Case, same_T: np.ndarray) -> dict[str,
 
 
 class Evaluator(base.Evaluator):
-    """KIND_itc and KIND_itm, percent of cases that are right; of Winoground KIND_text_itc, KIND_image_itc,
+    """KIND_itc, KIND_itm, KIND_itm+itc, percent of cases that are right; of Winoground KIND_text_itc, KIND_image_itc,
     KIND_group_itc, likewise.
 
     FAMILY_mean_itc is the mean of a family's kinds, and KIND_macro_itc that of a kind's tags.
@@ -127,13 +129,21 @@ class Evaluator(base.Evaluator):
     def evaluate(self, predictor: Predictor, split: str, *, final: bool) -> Iterator[tuple[str, float]]:
         data = self.run.data(split)
         found = cases(data)
-        scores = encoding.own_scores(predictor, data, self.options["batch_size"])
-        self._scores = {**self._scores, split: scores}
+        scores = self._scores_of(predictor, split)
         same_T = same_as_true(data, found)
         values = {way: dict(self._of_way(score_T, found, same_T)) for way, score_T in scores.items()}
         for name in dict.fromkeys(name for of_way in values.values() for name in of_way):
             for way, of_way in values.items():
                 yield f"{name}_{way}", of_way[name]
+
+    def _scores_of(self, predictor: Predictor, split: str) -> Mapping[str, np.ndarray]:
+        """(T,) each: of every caption with its own picture, by the name of the score."""
+        scores = encoding.own_scores(predictor, self.run.data(split), self.options["batch_size"])
+        label = label_of(self.run.objectives, ScoresPairs)
+        if len(scores) == 2 and self.run.objectives[label].adds_similarity(self.run.config.objectives[label]):
+            scores["itm+itc"] = retrieval.SCORES["itm+itc"](scores["itm"], scores["itc"], predictor.temperature())
+        self._scores = {**self._scores, split: scores}
+        return scores
 
     def _of_way(self, score_T: np.ndarray, found: Case, same_T: np.ndarray) -> Iterator[tuple[str, float]]:
         right_I, kinds = right(score_T, found, same_T), list(dict.fromkeys(found.kind_I.tolist()))
@@ -163,7 +173,7 @@ class Evaluator(base.Evaluator):
         """A page of all kinds and their tags."""
         data = self.run.data(split)
         found = cases(data)
-        scores = self._scores.get(split) or encoding.own_scores(predictor, data, self.options["batch_size"])
+        scores = self._scores.get(split) or self._scores_of(predictor, split)
         right_of = {way: right(score_T, found, same_as_true(data, found)) for way, score_T in scores.items()}
         return base.Figures({}, {"compositional": page(found, right_of)})
 
