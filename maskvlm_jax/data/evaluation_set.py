@@ -188,10 +188,8 @@ def load_evaluation(
     """
     read = partial(_read_picture, source, fields, **options)
     count = min(limit, len(source)) if limit else len(source)
-    own, more = fields
-    of_picture = {
-        name: array for field in (*own, *more) if field.of == "picture" for name, array in field.arrays().items()
-    }
+    of_pictures = (field for field in itertools.chain(*fields) if field.of == "picture")
+    of_picture = {name: array for field in of_pictures for name, array in field.arrays().items()}
     held, used, places, broken = _Held(of_picture, count, memory), [], [], []
     for place, picture in enumerate(_read_ahead(read, range(count))):
         if picture.captions:

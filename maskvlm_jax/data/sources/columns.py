@@ -1,7 +1,9 @@
 """Which columns or features of a set hold its pictures and captions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from maskvlm_jax.data.sources.written_text import usable_captions
 from maskvlm_jax.runtime.errors import UserError, few
 
 
@@ -30,6 +32,32 @@ def choose_column(
     return chosen
 
 
+def choose_captions(
+    columns: Mapping[str, bool], numbered: Sequence[str], key: str, usual: tuple[str, ...], *, where: str
+) -> tuple[str, bool]:
+    """The column of captions, and whether it is one that numbers classes, whose names are the captions then.
+
+    Args:
+      columns, key, usual: as of `choose_column`, of texts.
+      numbered: columns that number classes; the first is taken where no key is given and no text has a usual name.
+
+    Raises:
+      UserError: as `choose_column`.
+    """
+    if numbered and not key and not any(columns.get(name) for name in usual):
+        return numbered[0], True
+    return choose_column(columns, key, usual, flag="caption_key", where=where), False
+
+
+def read_by_fields(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """What `config.data.fields` read of an example beside its picture and captions: keys, without what is behind a dot.
+
+    A set of columns holds more of them than are of use, so that these alone are read.
+    """
+    keys = (one.get("key") or label for label, one in data["fields"].items())
+    return tuple(dict.fromkeys(key.partition(".")[0] for key in keys))
+
+
 _announced: set[tuple[str, str, str]] = set()
 
 
@@ -38,3 +66,10 @@ def announce(root: str, picture: str, caption: str) -> None:
     if (root, picture, caption) not in _announced:
         _announced.add((root, picture, caption))
         print(f"{root}: pictures are read from {picture!r}, captions from {caption!r}", flush=True)
+
+
+def class_captions(number: Any, classes: Sequence[str]) -> list[str]:
+    """The name of a class as the only caption of a picture; its number where it has no name, none where it has none."""
+    if not isinstance(number, int) or isinstance(number, bool):
+        return []
+    return usable_captions([classes[number] if 0 <= number < len(classes) else str(number)])

@@ -6,20 +6,20 @@ import itertools
 import json
 import operator
 import posixpath
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskvlm_jax.data.sources import remote
 from maskvlm_jax.data.sources.base import Source
-from maskvlm_jax.data.sources.columns import announce, choose_column
+from maskvlm_jax.data.sources.columns import announce, choose_captions, choose_column, class_captions, read_by_fields
 from maskvlm_jax.data.sources.last_results import LastResults
+from maskvlm_jax.data.sources.parquet_footer import Footer, is_list, read_footer
 from maskvlm_jax.data.sources.shards import find_shards, pattern_of
 from maskvlm_jax.data.sources.written_text import usable_captions
 from maskvlm_jax.runtime.errors import UserError
@@ -35,7 +35,8 @@ def open_split(data: Mapping[str, Any], split: str, *, image_size: int) -> Sourc
     """The files `data.splits[split]` in the folder `data.root`, on disk or in a bucket."""
     shards = pattern_of(data, split)
     root = remote.local_root(data["root"], "parquet", [shards])
-    source = Parquet(root=root, shards=shards, image_key=data["image_key"], caption_key=data["caption_key"])
+    keys = {"image_key": data["image_key"], "caption_key": data["caption_key"], "others": read_by_fields(data)}
+    source = Parquet(root=root, shards=shards, **keys)
     announce(data["root"], *source.columns)
     return source
 
@@ -47,11 +48,19 @@ class Parquet:
     the sake of one. Shuffled training should read shards that `python -m maskvlm_jax.prepare` makes of these; reading
     in order, as it does and evaluation does, is fast.
 
+    A set of classes may have no texts: where a column of whole numbers is among `others`, and no text is found, the
+    names of the classes are the captions. Hugging Face's tables hold these names; else they are the numbers.
+
     Which rows lack a picture or a caption is not known before they are read: they are b"" and [], and `report` is
     empty.
+
+    Attributes:
+        classes: names of classes of the first column of `others` that has some.
     """
 
-    def __init__(self, *, root: str, shards: str, image_key: str = "", caption_key: str = ""):
+    def __init__(
+        self, *, root: str, shards: str, image_key: str = "", caption_key: str = "", others: Sequence[str] = ()
+    ):
         """Reads the files' footers.
 
         Args:
@@ -60,6 +69,7 @@ class Parquet:
           image_key: column of binaries or of {bytes, path}; "" tells it by its type and name.
           caption_key: column of texts or of lists of texts, or COLUMN.FIELD of structs or lists of structs; "" tells it
             by its type and name.
+          others: columns that are in the examples too; those that are not there are left out.
 
         Raises:
           UserError: no file, one that is not Parquet, no row, or columns that are not there or cannot be told.
@@ -67,17 +77,19 @@ class Parquet:
         names = find_shards(root, shards, ".parquet")
         self._root = Path(root).expanduser()
         with ThreadPoolExecutor(_OPENING_THREADS) as pool:
-            footers = list(pool.map(partial(_read_footer, self._root), names))
+            footers = list(pool.map(partial(read_footer, self._root), names))
         pictures, captions, where = footers[0].pictures, footers[0].captions, str(self._root / names[0])
         self._image = choose_column(pictures, image_key, _USUAL_PICTURES, flag="image_key", where=where, by_type=True)
         usual = (*_USUAL_CAPTIONS, *_NESTED_CAPTIONS)
-        self._caption = choose_column(captions, caption_key, usual, flag="caption_key", where=where)
+        self._others = [name for name in others if name in pictures and name != self._image]
+        self._pictures = pictures
+        self.classes = next((names for name in self._others if (names := footers[0].classes.get(name))), ())
+        numbered = [name for name in self._others if name in footers[0].numbers]
+        self._caption, self._of_classes = choose_captions(captions, numbered, caption_key, usual, where=where)
         # The column, and the field of its structs that is read.
         self._texts = (self._caption, "") if self._caption in pictures else tuple(self._caption.rsplit(".", 1))
         for name, footer in zip(names, footers, strict=True):
-            if not footer.pictures.get(self._image) or not footer.captions.get(self._caption):
-                wanted = f"columns {self._image!r} and {self._caption!r} are not as in {names[0]}"
-                raise UserError(f"{self._root / name}: {wanted}; leave the file out")
+            self._check_columns(footer, str(self._root / name), names[0])
         self._groups = [group for footer in footers for group in footer.groups]
         self._starts = [0, *itertools.accumulate(group.rows for group in self._groups)]
         self._digests = [(name, footer.digest) for name, footer in zip(names, footers, strict=True)]
@@ -98,14 +110,19 @@ class Parquet:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns id, encoded picture and captions; b"" and [] stand for what is not there or cannot be read."""
         number, place = self._place(index)
-        table = self._picture_tables.get(number, partial(self._read, number, [self._image, self._texts[0]]))
+        columns = list(dict.fromkeys([self._image, self._texts[0], *self._others]))
+        table = self._picture_tables.get(number, partial(self._read, number, columns))
         if table is None:
             return {"id": self.id(index), "image": b"", "captions": []}
+        cells = {name: table.column(name)[place].as_py() for name in self._others}
+        others = {name: self._picture(cell) if self._pictures[name] else cell for name, cell in cells.items()}
         image = self._picture(table.column(self._image)[place].as_py())
-        return {"id": self.id(index), "image": image, "captions": self._captions(table, place)}
+        return others | {"id": self.id(index), "image": image, "captions": self._captions(table, place)}
 
     def _captions(self, table: pa.Table, place: int) -> list[str]:
         column, field = self._texts
+        if self._of_classes:
+            return class_captions(table.column(column)[place].as_py(), self.classes)
         return _captions(table.column(column)[place], field)
 
     def _picture(self, cell: bytes | dict[str, Any] | None) -> bytes:
@@ -141,7 +158,15 @@ class Parquet:
         """SHA-256 of the columns' names and the files' names, sizes and footers, which tell the size of every part."""
         return hashlib.sha256(json.dumps([self._image, self._caption, self._digests]).encode()).hexdigest()
 
-    def _check_bytes(self, where: str, footer: "_Footer") -> None:
+    def _check_columns(self, footer: Footer, where: str, first: str) -> None:
+        """Raises UserError where a file lacks what is read of the first one."""
+        texts = {column for column, fits in footer.captions.items() if fits}
+        fits = footer.pictures.get(self._image) and self._caption in (footer.numbers if self._of_classes else texts)
+        if not fits or not set(self._others) <= set(footer.pictures):
+            columns = " and ".join(map(repr, dict.fromkeys((self._image, self._caption, *self._others))))
+            raise UserError(f"{where}: columns {columns} are not as in {first}; leave the file out")
+
+    def _check_bytes(self, where: str, footer: Footer) -> None:
         """Raises UserError where pictures are named by paths alone, and the first of them is not there."""
         if self._image not in footer.without_bytes:
             return
@@ -172,90 +197,6 @@ class Parquet:
         return table if table.num_rows == group.rows else None
 
 
-class _RowGroup(NamedTuple):
-    shard: str
-    number: int  # in its file
-    first_row: int  # in its file
-    rows: int
-
-
-class _Footer(NamedTuple):
-    pictures: dict[str, bool]  # column -> whether its type can hold pictures
-    captions: dict[str, bool]  # column, or COLUMN.FIELD of structs, -> whether its type can hold captions
-    without_bytes: set[str]  # columns of {bytes, path} in which no row has bytes
-    groups: list[_RowGroup]
-    digest: str  # sha256 of the footer's bytes and the file's size
-
-
-def _read_footer(root: Path, name: str) -> _Footer:
-    path = root / name
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, metadata = file.schema_arrow, file.metadata
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            file.seek(size - 8)  # the last eight bytes are the footer's length and PAR1
-            file.seek(size - 8 - int.from_bytes(file.read(4), "little"))
-            digest = hashlib.sha256(f"{size} ".encode() + file.read()).hexdigest()
-    except pa.ArrowException as error:
-        raise UserError(f"{path}: not a whole Parquet file; take it anew") from error
-    except OSError as error:
-        raise UserError(f"{path}: the file cannot be read ({error.strerror or error}); take it anew") from error
-    if twice := [column for column, count in Counter(schema.names).items() if count > 1]:
-        raise UserError(f"{path}: there are several columns {twice[0]!r}; give each a name of its own")
-    rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-    firsts = [0, *itertools.accumulate(rows)]
-    return _Footer(
-        pictures={field.name: _holds_pictures(field.type) for field in schema},
-        captions={name: holds for field in schema for name, holds in _caption_columns(field).items()},
-        without_bytes={field.name for field in schema if _is_all_null(metadata, f"{field.name}.bytes")},
-        groups=[_RowGroup(name, number, firsts[number], count) for number, count in enumerate(rows) if count],
-        digest=digest,
-    )
-
-
-def _is_all_null(metadata: pq.FileMetaData, path: str) -> bool:
-    """Whether the statistics of the first row group say that a leaf column is null in every row."""
-    if not metadata.num_row_groups:
-        return False
-    group = metadata.row_group(0)
-    for column in map(group.column, range(group.num_columns)):
-        if column.path_in_schema == path and column.statistics is not None and column.statistics.has_null_count:
-            return column.statistics.null_count == group.num_rows > 0
-    return False
-
-
-def _holds_pictures(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        parts = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
-        return "bytes" in parts and _holds_pictures(parts["bytes"])
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-
-
-def _caption_columns(field: pa.Field) -> dict[str, bool]:
-    """The column and the fields of its structs, and whether each holds texts."""
-    kind = field.type.value_type if _is_list(field.type) else field.type
-    columns = {field.name: _holds_captions(field.type)}
-    if pa.types.is_struct(kind) and not _holds_pictures(kind):
-        parts = map(kind.field, range(kind.num_fields))
-        columns |= {f"{field.name}.{part.name}": _holds_captions(part.type) for part in parts}
-    return columns
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _holds_captions(kind: pa.DataType) -> bool:
-    return _is_text(kind.value_type if _is_list(kind) else kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):  # a category of pandas
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
 def _captions(cell: pa.Scalar, field: str) -> list[str]:
     """The texts of a cell, or of a field of the structs in it."""
     texts = _elements(cell)
@@ -270,4 +211,4 @@ def _elements(cell: pa.Scalar) -> list[pa.Scalar]:
     """Those of a list; of anything else itself."""
     if not cell.is_valid:
         return []
-    return list(cell.values) if _is_list(cell.type) else [cell]
+    return list(cell.values) if is_list(cell.type) else [cell]

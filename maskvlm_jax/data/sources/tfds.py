@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from maskvlm_jax.data.sources.base import Source
-from maskvlm_jax.data.sources.columns import announce, choose_column
+from maskvlm_jax.data.sources.columns import announce, choose_captions, choose_column, class_captions, read_by_fields
 from maskvlm_jax.data.sources.written_text import usable_captions
 from maskvlm_jax.runtime import buckets
 from maskvlm_jax.runtime.errors import UserError
@@ -30,7 +30,8 @@ Example = tf_example_pb2.Example  # the record of every set
 def open_split(data: Mapping[str, Any], split: str, *, image_size: int) -> Source:
     """The split `split` of the set in the folder `data.root`, which must be on disk."""
     buckets.local_folder(data["root"], "a set of kind tfds")
-    source = Tfds(root=data["root"], split=split, image_key=data["image_key"], caption_key=data["caption_key"])
+    keys = {"image_key": data["image_key"], "caption_key": data["caption_key"], "others": read_by_fields(data)}
+    source = Tfds(root=data["root"], split=split, **keys)
     announce(data["root"], *source.columns)
     return source
 
@@ -39,11 +40,19 @@ class Tfds:
     """Examples of a prepared set; a feature is named by its path in an example, such as "captions/text".
 
     An example's id is that of the set, where a feature `id`, `image/filename`, `image/id` or `image_id` is there, else
-    SPLIT/NUMBER. Which examples lack a picture or a caption is not known before they are read: they are b"" and [], and
+    SPLIT/NUMBER. A set of classes may have no texts: where one numbers classes that is among `others`, and no text is
+    found, the names of the classes are the captions.
+
+    Which examples lack a picture or a caption is not known before they are read: they are b"" and [], and
     `report` is empty.
+
+    Attributes:
+        classes: names of classes of the first feature of `others` that has some.
     """
 
-    def __init__(self, *, root: str, split: str, image_key: str = "", caption_key: str = ""):
+    def __init__(
+        self, *, root: str, split: str, image_key: str = "", caption_key: str = "", others: Sequence[str] = ()
+    ):
         """Reads what the set says of itself.
 
         Args:
@@ -52,6 +61,7 @@ class Tfds:
           split: name of a split, or a part of it such as "train[:90%]".
           image_key: feature with the picture; "" tells it by its type and name.
           caption_key: feature with a text or a list of them; "" tells it by its type and name.
+          others: features whose numbers and texts are in the examples too; those that are not there are left out.
 
         Raises:
           UserError: no such set or split, another file format, files that are missing, or features that are not there
@@ -66,7 +76,10 @@ class Tfds:
         texts = {path: _is_text(leaf) and depth < 2 for path, (leaf, depth) in features.items()}
         where = str(folder)
         self._image = choose_column(pictures, image_key, _USUAL_PICTURES, flag="image_key", where=where, by_type=True)
-        self._caption = choose_column(texts, caption_key, _USUAL_CAPTIONS, flag="caption_key", where=where)
+        self._others = [name for name in others if name in features and features[name][1] == 0 and not pictures[name]]
+        classes = [name for name in self._others if isinstance(features[name][0], tfds.features.ClassLabel)]
+        self.classes = tuple(features[classes[0]][0].names) if classes else ()
+        self._caption, self._of_classes = choose_captions(texts, classes, caption_key, _USUAL_CAPTIONS, where=where)
         self._id = next((path for path in _IDS if path in features and features[path][1] == 0), "")
         self._split = split
         self._records, self._parts = _records_of(builder, split, where)
@@ -89,8 +102,8 @@ class Tfds:
         """Returns id, encoded picture and captions; b"" and [] stand for what is not there or cannot be read."""
         example = self._read(index)
         image = next(iter(_values(example, self._image)), b"")
-        captions = usable_captions(_values(example, self._caption))
-        return {"id": self._name(example, index), "image": image, "captions": captions}
+        others = {name: _scalar(example, name) for name in self._others}
+        return others | {"id": self._name(example, index), "image": image, "captions": self._captions(example)}
 
     def id(self, index: int) -> str:
         """Returns the example's name; the record is read for it where the set has names of its own."""
@@ -98,7 +111,12 @@ class Tfds:
 
     def captions(self, index: int) -> list[str]:
         """Returns the captions; the record is read for them, the picture is not decoded."""
-        return usable_captions(_values(self._read(index), self._caption))
+        return self._captions(self._read(index))
+
+    def _captions(self, example: Example) -> list[str]:
+        if self._of_classes:
+            return class_captions(_scalar(example, self._caption), self.classes)
+        return usable_captions(_values(example, self._caption))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -129,6 +147,13 @@ class Tfds:
 
 def _values(example: Example, path: str) -> list[bytes]:
     return list(example.features.feature[path].bytes_list.value)
+
+
+def _scalar(example: Example, path: str) -> int | float | str | None:
+    """The number or text of a feature; None where it is not there, or cannot be told."""
+    feature = example.features.feature[path]
+    texts = (text.decode(errors="replace") for text in feature.bytes_list.value)
+    return next(iter((*feature.int64_list.value, *feature.float_list.value, *texts)), None)
 
 
 def _version_folder(root: str) -> Path:

@@ -2,7 +2,7 @@
 
 The class is what the source knows of a picture: `config.data.fields.label` names its key, says how many classes there
 are and, where the source has names, gives these in the order of their numbers. Of generated scenes it is how many
-objects there are.
+objects there are; of files (data=files) the name of the folder that a picture is in, see `data.sources.image_folder`.
 """
 
 from collections.abc import Mapping
@@ -23,6 +23,7 @@ from maskvlm_jax.runtime.errors import UserError
 
 
 def task(config: ConfigDict, here: str) -> None:
+    read_folders(config)
     key, classes = ("objects.count", (1, 2, 3)) if config.data.get("source") == "scenes" else ("label", ())
     label = ConfigDict({"name": "label", "key": key, "classes": classes, "count": len(classes)})
     config.data.fields.label = label
@@ -31,6 +32,12 @@ def task(config: ConfigDict, here: str) -> None:
     config.objectives.classification = ConfigDict({"name": here, "weight": 1.0, "classes": classes, "pooling": "mean"})
     config.evals = ConfigDict({"classification": {"name": here, "during": True}})
     config.optim.freeze = ("^vlm/(?!image_encoder/)",)  # nothing else is read
+
+
+def read_folders(config: ConfigDict) -> None:
+    """Reads folders of classes, those of the splits' names, where files are asked for."""
+    if config.data.get("source") == "files":
+        config.data.source, config.data.images, config.data.splits = "image_folder", "", ConfigDict()
 
 
 class Objective(base.Objective, base.Classifies):

@@ -6,11 +6,13 @@ Of generated scenes with one object its shape and its colour are told, by a laye
 from ml_collections import ConfigDict
 
 from maskvlm_jax.data.scenes.world import COLOURS, SHAPES
+from maskvlm_jax.training.tasks.classification import read_folders
 
 TRAINS = False
 
 
 def task(config: ConfigDict, here: str) -> None:
+    read_folders(config)
     labels, limit = {"label": ()}, 10_000
     if config.data.source == "scenes":
         config.data.source = "maskvlm_jax.data.scenes.singles"

@@ -8,11 +8,13 @@ import itertools
 from ml_collections import ConfigDict
 
 from maskvlm_jax.data.scenes.world import COLOURS, SHAPES
+from maskvlm_jax.training.tasks.classification import read_folders
 
 TRAINS = False
 
 
 def task(config: ConfigDict, here: str) -> None:
+    read_folders(config)
     label = {"name": "label", "key": "label", "classes": (), "count": 0}
     if config.data.source == "scenes":
         config.data.source = "maskvlm_jax.data.scenes.singles"
