@@ -34,7 +34,30 @@ class First:
         return cls(leaves[0] if count is None else count)
 
 
-Valid = jax.Array | First | None  # which positions are real: (B, T) booleans, the first ones, or all
+# Which positions are attended to: (B, T) booleans, the same for all queries; (B, S, T), of each query its own; the
+# first ones; or all. B may be 1.
+Valid = jax.Array | First | None
+
+
+def causal(length: int) -> jax.Array:
+    """valid_BST of a sequence that is read from its beginning: no position attends to one behind it."""
+    return jnp.tril(jnp.ones((1, length, length), bool))
+
+
+def of_queries(valid_BT: Valid, read_BR: jax.Array | None) -> Valid:
+    """What the queries at positions `read_BR` attend to, all if None."""
+    if read_BR is None or not isinstance(valid_BT, jax.Array) or valid_BT.ndim == 2:
+        return valid_BT
+    valid_BST = jnp.broadcast_to(valid_BT, (read_BR.shape[0], *valid_BT.shape[1:]))
+    return jnp.take_along_axis(valid_BST, read_BR[:, :, None], axis=1)
+
+
+def hide(logits_BHST: jax.Array, valid_BT: jax.Array | None) -> jax.Array:
+    """Logits of which those of keys that are not attended to get no weight."""
+    if valid_BT is None:
+        return logits_BHST
+    valid_BHST = valid_BT[:, None, None] if valid_BT.ndim == 2 else valid_BT[:, None]
+    return jnp.where(valid_BHST, logits_BHST, HIDDEN_LOGIT)
 
 
 def attend(query_BSHK: jax.Array, key_BTHK: jax.Array, value_BTHK: jax.Array, valid_BT: Valid = None) -> jax.Array:
@@ -122,8 +145,7 @@ def _attend(query_BSHK: jax.Array, key_BTHK: jax.Array, value_BTHK: jax.Array, v
 
 def _logits(query_BHSK: jax.Array, key_BHTK: jax.Array, valid_BT: jax.Array | None) -> jax.Array:
     logits_BHST = jnp.einsum("bhsk,bhtk->bhst", query_BHSK, key_BHTK, preferred_element_type=jnp.float32)
-    logits_BHST *= query_BHSK.shape[-1] ** -0.5
-    return logits_BHST if valid_BT is None else jnp.where(valid_BT[:, None, None], logits_BHST, HIDDEN_LOGIT)
+    return hide(logits_BHST * query_BHSK.shape[-1] ** -0.5, valid_BT)
 
 
 def _keeps_weights(key_BHTK: jax.Array) -> bool:

@@ -162,7 +162,7 @@ class Attention(nnx.Module):
 
     def to_itself(self, x_BSD: jax.Array, valid_BS: Valid = None, read_BR: jax.Array | None = None) -> jax.Array:
         """Attends from the positions `read_BR` of x, all if None, to all of x that is valid."""
-        x_BRD = take(x_BSD, read_BR)
+        x_BRD, valid_BS = take(x_BSD, read_BR), attention.of_queries(valid_BS, read_BR)
         if few_queries(x_BRD.shape[1], x_BSD.shape[1], heads=self.heads, width=x_BSD.shape[2]):
             return self._without_keys(x_BRD, x_BSD, valid_BS)
         return self(x_BRD, *self.project(x_BSD), valid_BS)
@@ -183,9 +183,7 @@ class Attention(nnx.Module):
         query_BRHK, context_BTD = self._split(self.query(x_BRD)), context_BTD.astype(dtype)
         lifted_BHRD = jnp.einsum("brhk,dhk->bhrd", query_BRHK, key_DHK)
         logits_BHRT = jnp.einsum("bhrd,btd->bhrt", lifted_BHRD, context_BTD, preferred_element_type=jnp.float32)
-        logits_BHRT *= query_BRHK.shape[-1] ** -0.5
-        if valid_BT is not None:
-            logits_BHRT = jnp.where(valid_BT[:, None, None], logits_BHRT, attention.HIDDEN_LOGIT)
+        logits_BHRT = attention.hide(logits_BHRT * query_BRHK.shape[-1] ** -0.5, valid_BT)
         weights_BHRT = jax.nn.softmax(logits_BHRT).astype(dtype)
         mean_BHRD = jnp.einsum("bhrt,btd->bhrd", weights_BHRT, context_BTD)
         out_BRD = jnp.einsum("bhrd,dhk->brhk", mean_BHRD, value_DHK).reshape(x_BRD.shape)

@@ -45,6 +45,11 @@ class TextEncoder(nnx.Module):
         """(D,): the word embedding of the mask token."""
         return self.embedding[...][self.mask_id]
 
+    def embed(self, tokens_BL: jax.Array) -> jax.Array:
+        """x_BLD, words and positions: what the first block reads, but for dropout."""
+        x_BLD = self.embedding[...][tokens_BL] + self.position[...][:, : tokens_BL.shape[1]]
+        return self.embedding_norm(x_BLD.astype(self.dtype))
+
     @jax.named_scope("text_encoder")
     def __call__(self, tokens_BL: jax.Array, valid_BL: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Encodes token ids to text_BLD; padding (valid False) is attended by no position. `key` draws dropout.
@@ -52,9 +57,7 @@ class TextEncoder(nnx.Module):
         Padding stands at the end.
         """
         key, block_key = (None, None) if key is None else jax.random.split(key)
-        length = tokens_BL.shape[1]
-        x_BLD = (self.embedding[...][tokens_BL] + self.position[...][:, :length]).astype(self.dtype)
-        x_BLD = dropout(self.embedding_norm(x_BLD), self.dropout, key)
+        x_BLD = dropout(self.embed(tokens_BL), self.dropout, key)
         keys = layer_keys(block_key, self.blocks.depth)
         valid = First.of(valid_BL)
         x_BLD = self.blocks.scan(lambda block, x, key: block(x, valid, key), x_BLD, keys)
