@@ -29,7 +29,7 @@ class EvaluationSet:
     Attributes:
         of_picture: the arrays of each picture as in a batch, (I, ...), among them `image` and `image_masked`.
         ids: I names.
-        known: of each picture what else its source knows, by key; of texts and numbers only.
+        known: of each picture what its source knows, by key, but for pictures.
         image_hashes: (I,) int32, `batch.image_hash` of each.
         captions: T texts; text: the arrays of each as in a batch, (T, ...); image_of_caption: (T,) int.
         one_at_a_time: the modality that is not rebuilt is read whole, however it was read in training, so that models
@@ -146,7 +146,7 @@ def _read_picture(
         arrays, text = _made(fields, drawn, captions, rng)
     except decoding.DecodeError:
         return _Picture(example["id"])
-    known = {key: value for key, value in example.items() if key != "id" and isinstance(value, str | int | float)}
+    known = {key: value for key, value in example.items() if not isinstance(value, bytes | np.ndarray)}
     return _Picture(example["id"], captions, known, batches.image_hash(example["image"]), arrays, text)
 
 

@@ -33,6 +33,8 @@ class Source(Protocol):
     picture. A picture that cannot be read is b"", an example without a caption has []: the stream puts another in its
     place.
 
+    `facts(i)` is optional: `source[i]` without its picture, which is not read for it; see `facts_of`.
+
     A source is pickled into worker processes and read by several threads at once.
 
     Attributes:
@@ -52,6 +54,12 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+
+def facts_of(source: Source, index: int) -> dict[str, Any]:
+    """What a source knows of an example, but for the picture, which is read only where the source has no `facts`."""
+    known = source.facts(index) if hasattr(source, "facts") else source[index]
+    return {key: value for key, value in known.items() if key != "image"}
 
 
 class Listed:
@@ -83,8 +91,12 @@ class Listed:
         return len(self._ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.facts(index), "image": self.image(index)}
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """All that is known of the example; the picture is not read."""
         others = {key: values[index] for key, values in self._others.items()}
-        return {"id": self.id(index), "image": self.image(index), "captions": self.captions(index), **others}
+        return {"id": self.id(index), "captions": self.captions(index), **others}
 
     def id(self, index: int) -> str:
         """The example's name; the picture is not read."""

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from maskvlm_jax.data.sources.base import facts_of
+
 CLEANING = ("none", "albef")
 MAX_CHARACTERS = 10_000  # a megabyte of text in the place of a caption would keep the tokenizer busy for seconds
 
@@ -40,6 +42,10 @@ class Cleaned:
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._source[index]
         return example | {"captions": self._clean(example["captions"])}
+
+    def facts(self, index: int) -> dict[str, Any]:
+        known = facts_of(self._source, index)
+        return known | {"captions": self._clean(known["captions"])}
 
     def id(self, index: int) -> str:
         return self._source.id(index)

@@ -7,7 +7,7 @@ import math
 from functools import cached_property
 from typing import Any
 
-from maskvlm_jax.data.sources.base import Source
+from maskvlm_jax.data.sources.base import Source, facts_of
 from maskvlm_jax.runtime.errors import UserError
 
 
@@ -61,6 +61,11 @@ class Mixture:
         name, source, local = self._at(index)
         example = source[local]
         return example | {"id": f"{name}/{example['id']}"}
+
+    def facts(self, index: int) -> dict[str, Any]:
+        name, source, local = self._at(index)
+        known = facts_of(source, local)
+        return known | {"id": f"{name}/{known['id']}"}
 
     def id(self, index: int) -> str:
         name, source, local = self._at(index)

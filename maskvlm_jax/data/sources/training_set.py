@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from maskvlm_jax.data.sources.base import Source
+from maskvlm_jax.data.sources.base import Source, facts_of
 
 
 class TrainingSet(Source, Protocol):
@@ -46,6 +46,9 @@ class Limited:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._source[index]
+
+    def facts(self, index: int) -> dict[str, Any]:
+        return facts_of(self._source, index)
 
     def id(self, index: int) -> str:
         return self._source.id(index)
