@@ -7,6 +7,7 @@ from maskvlm_jax.data import batch as batches
 from maskvlm_jax.data.fields import hidden_patches, picture, words
 from maskvlm_jax.data.fields.base import Array, Field, Fields, Sizes
 from maskvlm_jax.data.sources.base import Source
+from maskvlm_jax.data.sources.training_set import TrainingSet
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.data.training_stream import MakeExample
 from maskvlm_jax.runtime import plugins
@@ -24,7 +25,7 @@ def fields_of(config: ConfigDict, tokenizer: Tokenizer | None = None) -> Fields:
     taken = dict.fromkeys((*batches.Batch.__annotations__, *batches.HOST_KEYS))
     more = []
     for label, options in config.data.fields.to_dict().items():
-        kind = plugins.load("maskvlm_jax.data.fields", options.pop("name"), "Field", "field")
+        kind = _kind(options.pop("name"))
         try:
             more.append(kind(label, sizes, tokenizer, **options))
         except TypeError as error:
@@ -36,6 +37,22 @@ def fields_of(config: ConfigDict, tokenizer: Tokenizer | None = None) -> Fields:
                 raise UserError(f"data.fields.{label} makes an array {name!r}, which is there already; rename it")
             taken[name] = None
     return Fields(fields, tuple(more))
+
+
+def resolve_fields(config: ConfigDict, source: TrainingSet) -> None:
+    """Puts the values into `config.data.fields` that follow from what is trained on, see `Field.resolved`.
+
+    Raises:
+        UserError: there is no such field, or the data do not tell its values.
+    """
+    for block in config.data.fields.values():
+        options = block.to_dict()
+        resolved = _kind(options.pop("name")).resolved(options, source)
+        block.update({key: value for key, value in resolved.items() if options.get(key) != value})
+
+
+def _kind(name: str) -> type[Field]:
+    return plugins.load("maskvlm_jax.data.fields", name, "Field", "field")
 
 
 def own_fields(sizes: Sizes, tokenizer: Tokenizer | None = None) -> tuple[Field, ...]:

@@ -34,6 +34,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise UserError("data.text_buckets needs one process: each would cut its rows to another length; set it to ()")
     source = open_training_source(config.data.to_dict(), config.model.image.image_size)
     evaluations.check_best_metric(config)
+    examples.resolve_fields(config, source)
     examples.fields_of(config)
     _open_scored(config, source)
     count = training_stream.check_batch_size(source, config.batch_size)

@@ -10,10 +10,12 @@ set's and the shapes that a step is compiled for all come from them. More fields
 An objective that reads the arrays names the label in its `Needs.fields`. `label` is a short example.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+
+from maskvlm_jax.data.sources.training_set import TrainingSet
 
 
 class Array(NamedTuple):
@@ -59,6 +61,15 @@ class Field:
     """
 
     of: ClassVar[str] = "picture"
+
+    @classmethod
+    def resolved(cls, options: Mapping[str, Any], source: TrainingSet) -> dict[str, Any]:
+        """The options with the values of those that were left open and follow from what a run trains on.
+
+        Called before a run's config is written, which so holds them for all that reads it later: a run that goes on,
+        an evaluation elsewhere, an export. The same data must give the same values.
+        """
+        return dict(options)
 
     def arrays(self) -> dict[str, Array]:
         """The arrays that `make` makes, by their names in the batch."""
