@@ -59,6 +59,11 @@ class Evaluator:
         """What shows the model at work, drawn once at the end."""
         return Figures({}, {})
 
+    def files(self, split: str) -> Mapping[str, str]:
+        """Texts for other programs, by the name of their file, written beside result.json once `evaluate` has given the
+        final scores of a split."""
+        return {}
+
     def protocol(self, split: str) -> dict[str, Any]:
         """What its numbers must be quoted with."""
         return {}

@@ -109,6 +109,14 @@ class Evaluation:
                     files.write_bytes(folder / f"{name}_{_file_name(split)}.png", sheets_of.png(sheet))
         return sheets
 
+    def write_files(self, split: str, folder: Path) -> None:
+        """Writes what evaluators give to other programs of a split whose final scores were just taken."""
+        for one in self.evaluators.values():
+            for name, text in one.files(split).items():
+                if processes.is_main():
+                    stem, _, ending = name.rpartition(".")
+                    files.write_text(folder / f"{stem}_{_file_name(split)}.{ending}", text)
+
     def protocol(self, split: str) -> dict[str, Any]:
         """What a number must be quoted with."""
         data, config = self.run.data(split), self.run.config
@@ -144,9 +152,11 @@ def final_result(
     options = evaluation.run.config.evaluation
     evaluation.prepare(params)
     values = evaluation.all(params, options.split)
+    evaluation.write_files(options.split, folder)
     extra = [split for split in dict.fromkeys(options.extra_splits) if split != options.split]
     for other in extra:
         values |= {f"{other}/{name}": value for name, value in evaluation.all(params, other).items()}
+        evaluation.write_files(other, folder)
     for name, sheet in evaluation.figures(params, options.split, folder / "figures").items():
         on_figure(name, sheet)
     others = {other: evaluation.protocol(other) for other in extra}
