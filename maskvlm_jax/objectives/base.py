@@ -61,6 +61,8 @@ class Objective(nnx.Module):
         choices: arguments that are one of a few words.
         training_arguments: arguments that say how its head is trained, and not what the head's parameters are: a run
             that starts from another takes over a head that differs in these alone.
+        starts_from: path of a part of its head -> path in the model of what that starts as a copy of, where a run
+            starts from another that has no such head; if the shapes are others it starts from new parameters.
     """
 
     views: Views
@@ -68,6 +70,7 @@ class Objective(nnx.Module):
     reads_auxiliary: ClassVar[bool] = False
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     training_arguments: ClassVar[tuple[str, ...]] = ()
+    starts_from: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> Needs:
@@ -127,6 +130,24 @@ class Classifies:
 
     def logits(self, ctx: Context) -> jax.Array:
         """logits_BC of the classes, float32."""
+        raise NotImplementedError
+
+
+class AnswerTexts(NamedTuple):
+    """A list of A answers, each from start token to end token.
+
+    tokens_AL: int32; valid_AL: False at padding.
+    """
+
+    tokens_AL: jax.Array
+    valid_AL: jax.Array
+
+
+class AnswersQuestions:
+    """Role: tells which answer of a list is right, the caption being a question about the picture."""
+
+    def answer_scores(self, ctx: Context, answers: AnswerTexts) -> jax.Array:
+        """score_BA float32, the higher the likelier; -inf of answers that are out of the question."""
         raise NotImplementedError
 
 

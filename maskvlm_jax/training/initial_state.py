@@ -1,5 +1,6 @@
 """What a run starts from: its own checkpoint, another run's model, or nothing."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,33 @@ def _initial_params(config: ConfigDict, params: Any, abstract: Any) -> Any:
     merged = params.get("objectives", {}) | loaded.get("objectives", {})
     vlm = params["vlm"] | loaded["vlm"]
     vlm["image_encoder"] = params["vlm"]["image_encoder"] | vlm["image_encoder"]
+    for label in heads.keys() - shared.keys():
+        copied = configs.objective_class(own[label]["name"]).starts_from
+        merged[label] = _with_copies(label, merged[label], vlm, copied)
     return {"vlm": vlm, **({"objectives": merged} if merged else {})}
+
+
+def _with_copies(label: str, head: dict[str, Any], vlm: dict[str, Any], copied: Mapping[str, str]) -> dict[str, Any]:
+    """A head whose parts start as copies of the model's, where shapes agree."""
+    for path, source in copied.items():
+        *above, last = path.split("/")
+        theirs = _part(vlm, source.split("/"))
+        head = block = dict(head)
+        for name in above:
+            block[name] = block = dict(block[name])
+        shapes = [jax.tree.map(lambda x: x.shape, part) for part in (block[last], theirs)]
+        agree = shapes[0] == shapes[1]
+        print(f"objectives.{label}: {path} starts " + (f"as a copy of {source}" if agree else "from new parameters"))
+        if agree:
+            block[last] = jax.tree.map(lambda x: x.copy(), theirs)
+    return head
+
+
+def _part(params: Any, path: list[str]) -> Any:
+    """The parameters below a path; None where there are none."""
+    for name in path:
+        params = params.get(name) if isinstance(params, Mapping) else None
+    return params
 
 
 def _that_both_have(vlm: dict[str, Any], theirs: dict[str, Any], folder: Path) -> dict[str, Any]:
