@@ -1,0 +1,34 @@
+"""Questions about pictures, answered by one of a list of answers: VQA v2 (Goyal et al. 2017, arXiv 1612.00837).
+
+Answers are classes here (`objectives.answer_classes`); task=vqa_text has them as texts. The list is made of the answers
+that are trained on, those of nine questions and more, or given as data.fields.answers.file. Of generated scenes
+questions are made by code.
+"""
+
+from ml_collections import ConfigDict
+
+from maskvlm_jax.data.scenes import questions
+from maskvlm_jax.data.sources.vqa import SUBSETS
+
+
+def task(config: ConfigDict, here: str) -> None:
+    generated = config.data.get("source") == "scenes"
+    if generated:
+        config.data.source = "maskvlm_jax.data.scenes.questions"
+        config.steps, config.batch_size = 3_000, 128
+        config.optim.lr = config.optim.encoder_lr = 1e-3
+        config.eval_every = config.checkpoint_every = 500
+    else:
+        config.data.source, config.data.images, config.data.splits = "vqa", "", ConfigDict(SUBSETS)
+        # Most of the picture must be there, and on the side that the answer tells.
+        config.data.augment.crop_scale, config.data.augment.flip = (0.5, 1.0), False
+        config.epochs = min(config.epochs, 10.0)
+    answers = questions.ANSWERS if generated else ()
+    field = ConfigDict({"name": "answers", "answers": answers, "file": "", "least": 9, "count": len(answers)})
+    config.data.fields.answers = field
+    # One value, by either name.
+    count = field.get_ref("count")
+    config.objectives.answers = ConfigDict(
+        {"name": "answer_classes", "weight": 1.0, "label": "answers", "count": count}
+    )
+    config.evals = ConfigDict({"vqa": {"name": "answers", "during": True, "field": "answers"}})
