@@ -65,10 +65,10 @@ class Evaluator(base.Evaluator):
     def evaluate(self, predictor: Predictor, split: str, *, final: bool) -> Iterator[tuple[str, float]]:
         if not predictor.offers(AnswersQuestions):
             return
-        told, facts = self.told(predictor, split), self.run.facts(split)
+        told, known = self.told(predictor, split), self.run.data(split).known
         answered = [
-            Answered(known, answer, answers.score(answer, known["answers"]) if known["answers"] else None)
-            for known, answer in zip(facts, told, strict=True)
+            Answered(one, answer, answers.score(answer, one["answers"]) if one["answers"] else None)
+            for one, answer in zip(known, told, strict=True)
         ]
         if final:
             self._answered[split] = answered
