@@ -62,6 +62,30 @@ def test_attention(dtype, padded, keys):
     assert_same(attention.attend, plain_attention, arguments, dtype, others)
 
 
+def plain_masked(query, key, value, valid_BST):
+    logits = jnp.einsum("bshk,bthk->bhst", query, key) / np.sqrt(query.shape[-1])
+    return jnp.einsum("bhst,bthk->bshk", jax.nn.softmax(jnp.where(valid_BST[:, None], logits, -jnp.inf)), value)
+
+
+@pytest.mark.parametrize("length", [5, 11])  # of which weights are kept, and computed again
+def test_attention_of_each_query_to_keys_of_its_own(length):
+    arguments = [normal(3, length, 2, 4, seed=part) for part in range(3)]
+    assert_same(attention.attend, plain_masked, arguments, "float32", [attention.causal(length)])
+    own = attention.causal(length) & (jnp.arange(length) != np.array([[1], [2], [4]]))[:, None]
+    assert_same(attention.attend, plain_masked, arguments, "float32", [own | jnp.eye(length, dtype=bool)])
+
+
+def test_causal_attention_reads_nothing_that_follows():
+    layer = toy.randomised(lambda: Attention(16, heads=2, init_std=0.0, dtype="float32", rngs=nnx.Rngs(0)))
+    x, valid = normal(2, 9, 16), attention.causal(9)
+    whole = layer.to_itself(x, valid)
+    np.testing.assert_allclose(whole[:, :4], layer.to_itself(x[:, :4], attention.causal(4)), rtol=2e-5, atol=1e-6)
+    read = jnp.array([[8], [3]])
+    few = layer.to_itself(x, valid, read)
+    assert few_queries(1, 9, heads=2, width=16)
+    np.testing.assert_allclose(few, jnp.take_along_axis(whole, read[:, :, None], axis=1), rtol=2e-5, atol=1e-6)
+
+
 LENGTHS = {
     "all": lambda keys: None,
     "as many of each": lambda keys: attention.First(keys - 1),
