@@ -83,6 +83,11 @@ def weights(query_BSHK: jax.Array, key_BTHK: jax.Array, valid_BT: Valid = None) 
     return jax.nn.softmax(_logits(_by_head(query_BSHK), _by_head(key_BTHK), valid_BT))
 
 
+def weighted(weights_BHST: jax.Array, value_BTHK: jax.Array) -> jax.Array:
+    """out_BSHK, what `attend` makes of values by its weights, by these."""
+    return jnp.einsum("bhst,bthk->bshk", weights_BHST.astype(value_BTHK.dtype), value_BTHK)
+
+
 FEWEST_FUSED_KEYS = 64
 
 

@@ -115,6 +115,19 @@ class CrossStack(nnx.Module):
             x_BSD = self.blocks.once(i + 1, attended, x_BSD)
         return self.blocks.layer(layer).memory_weights(x_BSD, memory.key_ABTHK[layer], memory.valid_BT)
 
+    @jax.named_scope("fusion")
+    def probed(self, x_BSD, memory: Memory, valid_BS, layer: int, added_BHST) -> tuple[jax.Array, jax.Array]:
+        """Every position of x behind all blocks, and the weights over the memory in one layer, weights_BHST, to which
+        `added_BHST` is added: zeros, by which what follows can be differentiated. Without dropout."""
+        for i in range(self.depth):
+            x_BSD = self.blocks.once(i, lambda block, x_BSD: block.attend_self(x_BSD, valid_BS), x_BSD)
+            arguments = memory.key_ABTHK[i], memory.value_ABTHK[i], memory.valid_BT
+            if i == layer:
+                weights_BHST = self.blocks.layer(i).memory_weights(x_BSD, memory.key_ABTHK[i], memory.valid_BT)
+                arguments += None, added_BHST
+            x_BSD = self.blocks.once(i, lambda block, *arguments: block.attend_memory(*arguments), x_BSD, *arguments)
+        return x_BSD if self.norm is None else self.norm(x_BSD), weights_BHST
+
     def __call__(self, x_BSD, memory: Memory, valid_BS=None, read_BR=None, key=None) -> jax.Array:
         """Runs x through every block; returns the positions `read_BR` only, all if None."""
         x_BSD = self.start(x_BSD, valid_BS, read_BR, key)

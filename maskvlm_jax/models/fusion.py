@@ -1,10 +1,11 @@
-"""Fusion: how image and text sequences become one another's context. Every kind has the same six methods.
+"""Fusion: how image and text sequences become one another's context. Every kind has the same seven methods.
 
     image_side, text_side    one modality as the fusion reads it, prepared once however often it is read
     fuse                     the fused sequences of a batch of pairs
     pair_image, pair_text    what matching reads of a picture or a caption, prepared once for all its pairs
     match                    one vector a pair, for a batch of gathered pictures and captions
     attention                how much the modalities attend to each other in one layer
+    probed                   the vectors of `match`, to be differentiated by the weights of one layer
 
 `CrossFusion` is here; `JointFusion` (merged and single stream) in `models/joint.py`.
 """
@@ -127,6 +128,7 @@ class CrossFusion(nnx.Module):
         self.image_stream = CrossStack(spec, depth=depth, rngs=rngs) if streams == "both" else None
         self.text_stream = CrossStack(spec, depth=depth, rngs=rngs)
         self.prefix, self.patches = lengths.prefix, lengths.patches
+        self.depth, self.heads = depth, spec.heads
 
     def image_side(self, image_BSD: jax.Array, visible: Positions | None = None) -> Side:
         return Side(*with_even_length(image_BSD, self.text_stream.heads), project=self.text_stream.project)
@@ -163,6 +165,25 @@ class CrossFusion(nnx.Module):
         if self.image_stream:
             image_BHSL = self.image_stream.memory_weights(image.sequence_BSD, text.memory, image.valid_BS, layer)
         return Attention(text_BHLS[..., patches], None if image_BHSL is None else image_BHSL[:, :, patches])
+
+    def probed(self, image: Side, text: Side, layer: int, added_BHLN: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """pair_BD, as `match` makes it of each picture and its caption, and text_BHLN, the weights of words to patches
+        in one layer of the text stream.
+
+        Args:
+            layer: counted from 0.
+            added_BHLN: is added to these weights: zeros, by which the pair can be differentiated.
+        """
+        behind = image.sequence_BSD.shape[1] - self.prefix - self.patches
+        added_BHLS = jnp.pad(added_BHLN, ((0, 0), (0, 0), (0, 0), (self.prefix, behind)))
+        # Whole: in the last layer the start token alone reaches the pair, in the others every word does.
+        probed = self.text_stream.probed(text.sequence_BSD, image.memory, text.valid_BS, layer, added_BHLS)
+        pair_BD, text_BHLS = probed[0][:, 0].astype(jnp.float32), probed[1]
+        if self.image_stream:
+            first = jnp.zeros((len(pair_BD), 1), jnp.int32)
+            image_BRD = self.image_stream(image.sequence_BSD, text.memory, image.valid_BS, first)
+            pair_BD *= image_BRD[:, 0].astype(jnp.float32)
+        return pair_BD, text_BHLS[..., self.prefix : self.prefix + self.patches]
 
     @staticmethod
     def _start(stack: CrossStack | None, side: Side, key: jax.Array | None) -> jax.Array | None:

@@ -24,6 +24,7 @@ class JointStack(nnx.Module):
     def __init__(self, spec: BlockSpec, *, depth: int, rngs: nnx.Rngs):
         self.blocks = Stack(spec, depth, rngs=rngs)
         self.norm = LayerNorm(spec.width, eps=spec.eps, dtype=spec.dtype) if spec.pre_norm else None
+        self.depth, self.heads = depth, spec.heads
 
     @jax.named_scope("fusion")
     def body(self, x_BSD: jax.Array, valid_BS: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -48,6 +49,19 @@ class JointStack(nnx.Module):
         x_BSD = self.blocks.scan(lambda block, x, _: block(x, valid_BS), x_BSD, stop=layer)
         return self.blocks.layer(layer).attention_weights(x_BSD, valid_BS)
 
+    @jax.named_scope("fusion")
+    def probed(
+        self, x_BSD: jax.Array, valid_BS: jax.Array, layer: int, added_BHSS: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Every position behind all blocks, and the weights in one layer, weights_BHSS, to which `added_BHSS` is added:
+        zeros, by which what follows can be differentiated. Without dropout."""
+        run = lambda block, x, _: block(x, valid_BS)  # noqa: E731
+        x_BSD = self.blocks.scan(run, x_BSD, stop=layer)
+        weights_BHSS = self.blocks.layer(layer).attention_weights(x_BSD, valid_BS)
+        probe = lambda block, x, added: block(x, valid_BS, added_BHRS=added)  # noqa: E731
+        x_BSD = self.blocks.scan(run, self.blocks.once(layer, probe, x_BSD, added_BHSS), start=layer + 1)
+        return x_BSD if self.norm is None else self.norm(x_BSD), weights_BHSS
+
     def __call__(self, x_BSD, valid_BS, read_BR=None, key=None) -> jax.Array:
         return self.last(self.body(x_BSD, valid_BS, key), valid_BS, read_BR, key)
 
@@ -56,6 +70,14 @@ class OneStream(nnx.Module):
     """Pairs matched by one stream, `encoder`, over the whole caption and picture."""
 
     encoder: JointStack
+
+    @property
+    def depth(self) -> int:
+        return self.encoder.depth
+
+    @property
+    def heads(self) -> int:
+        return self.encoder.heads
 
     def pair_image(self, image: Side, key: jax.Array | None = None) -> PairSide:
         return PairSide(image.sequence_BSD, None, image.valid_BS)
@@ -74,6 +96,14 @@ class OneStream(nnx.Module):
         x_PSD, valid_PS = join(text.start_BRD, text.valid_BS, image.start_BRD, image.valid_BS)
         first = jnp.zeros((x_PSD.shape[0], 1), jnp.int32)
         return self.encoder(x_PSD, valid_PS, first, keys[0])[:, 0].astype(jnp.float32)
+
+    def probed(self, image: Side, text: Side, layer: int, added_BHLN: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """pair_BD, as `match` makes it, and text_BHLN; see `CrossFusion.probed`."""
+        x_BSD, valid_BS = join(text.sequence_BSD, text.valid_BS, image.sequence_BSD, image.valid_BS)
+        length, patches = text.sequence_BSD.shape[1], image.sequence_BSD.shape[1]
+        added_BHSS = jnp.pad(added_BHLN, ((0, 0), (0, 0), (0, patches), (length, 0)))
+        out_BSD, weights_BHSS = self.encoder.probed(x_BSD, valid_BS, layer, added_BHSS)
+        return out_BSD[:, 0].astype(jnp.float32), weights_BHSS[:, :, :length, length:]
 
 
 class JointFusion(OneStream):

@@ -154,15 +154,35 @@ class Attention(nnx.Module):
         return self._split(self.key(context_BTD)), self._split(self.value(context_BTD))
 
     def __call__(
-        self, x_BSD: jax.Array, key_BTHK: jax.Array, value_BTHK: jax.Array, valid_BT: Valid = None
+        self,
+        x_BSD: jax.Array,
+        key_BTHK: jax.Array,
+        value_BTHK: jax.Array,
+        valid_BT: Valid = None,
+        added_BHST: jax.Array | None = None,
     ) -> jax.Array:
-        """Attends from x to the keys that are valid (all of them where `valid_BT` is None); float32 softmax."""
-        out_BSHK = attention.attend(self._split(self.query(x_BSD)), key_BTHK, value_BTHK, valid_BT)
+        """Attends from x to the keys that are valid (all of them where `valid_BT` is None); float32 softmax.
+
+        Args:
+            added_BHST: is added to the weights: zeros, by which what follows can be differentiated.
+        """
+        if added_BHST is None:
+            out_BSHK = attention.attend(self._split(self.query(x_BSD)), key_BTHK, value_BTHK, valid_BT)
+        else:
+            out_BSHK = attention.weighted(self.weights(x_BSD, key_BTHK, valid_BT) + added_BHST, value_BTHK)
         return self.out(out_BSHK.reshape(x_BSD.shape))
 
-    def to_itself(self, x_BSD: jax.Array, valid_BS: Valid = None, read_BR: jax.Array | None = None) -> jax.Array:
-        """Attends from the positions `read_BR` of x, all if None, to all of x that is valid."""
+    def to_itself(
+        self,
+        x_BSD: jax.Array,
+        valid_BS: Valid = None,
+        read_BR: jax.Array | None = None,
+        added_BHRS: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attends from the positions `read_BR` of x, all if None, to all of x that is valid; `added_BHRS` as above."""
         x_BRD, valid_BS = take(x_BSD, read_BR), attention.of_queries(valid_BS, read_BR)
+        if added_BHRS is not None:
+            return self(x_BRD, *self.project(x_BSD), valid_BS, added_BHRS)
         if few_queries(x_BRD.shape[1], x_BSD.shape[1], heads=self.heads, width=x_BSD.shape[2]):
             return self._without_keys(x_BRD, x_BSD, valid_BS)
         return self(x_BRD, *self.project(x_BSD), valid_BS)

@@ -203,8 +203,7 @@ class ImageEncoder(nnx.Module):
         x_BSD = x_BND + patch_BND
         if drop:
             x_BSD = take(x_BSD, visible.ids_BM)
-        x_BSD = jnp.concatenate([*self._first(x_BSD), x_BSD], axis=1) if self.prefix else x_BSD
-        x_BSD = x_BSD if self.norm_before is None else self.norm_before(x_BSD)
+        x_BSD = self._with_first(x_BSD)
         x_BSD = dropout(x_BSD, self.dropout, key)
         keys = layer_keys(block_key, self.blocks.depth)
         length = x_BSD.shape[1]
@@ -217,6 +216,30 @@ class ImageEncoder(nnx.Module):
             hidden_BND = jnp.where(masked_BN[:, :, None], slots_BND + patch_BND, slots_BND)
             x_BSD = jnp.concatenate([x_BSD[:, : self.prefix], hidden_BND], axis=1)
         return x_BSD
+
+    @jax.named_scope("image_encoder")
+    def probed(self, image_BYXC: jax.Array, layer: int, added_BHN: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """image_BSD of whole pictures, and how much the class token attends to each patch in one layer, weights_BHN.
+
+        Args:
+            layer: counted from 0.
+            added_BHN: is added to these weights: zeros, by which what follows can be differentiated.
+        """
+        x_BND = self.patch_embedding(image_BYXC)
+        x_BSD = self._with_first(x_BND + spread(self.position[...][:, self._placed :], x_BND.shape, x_BND.dtype))
+        run = lambda block, x, _: block(x)  # noqa: E731
+        x_BSD = self.blocks.scan(run, x_BSD, stop=layer)
+        weights_BHSS = self.blocks.layer(layer).attention_weights(x_BSD)
+        around = ((0, 0), (0, 0), (0, x_BSD.shape[1] - 1), (self.prefix, 0))
+        probe = lambda block, x, added: block(x, added_BHRS=added)  # noqa: E731
+        x_BSD = self.blocks.once(layer, probe, x_BSD, jnp.pad(added_BHN[:, :, None], around))
+        x_BSD = self.blocks.scan(run, x_BSD, start=layer + 1)
+        return x_BSD if self.norm is None else self.norm(x_BSD), weights_BHSS[:, :, 0, self.prefix :]
+
+    def _with_first(self, x_BSD: jax.Array) -> jax.Array:
+        """The sequence that the blocks read, of embedded patches."""
+        x_BSD = jnp.concatenate([*self._first(x_BSD), x_BSD], axis=1) if self.prefix else x_BSD
+        return x_BSD if self.norm_before is None else self.norm_before(x_BSD)
 
     def _first(self, x_BSD: jax.Array) -> Iterator[jax.Array]:
         """The positions before the first patch, for every picture of x: class, distillation and register tokens."""

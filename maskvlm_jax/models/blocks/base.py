@@ -18,10 +18,12 @@ class Block(nnx.Module):
         valid_BS: Valid = None,
         key: jax.Array | None = None,
         read_BR: jax.Array | None = None,
+        added_BHRS: jax.Array | None = None,
     ) -> jax.Array:
         """The block at the positions `read_BR`, all if None; every valid position is attended to.
 
-        `key` draws dropout; None draws none.
+        `key` draws dropout; None draws none. `added_BHRS` is added to the weights of attention: zeros, by which
+        `evaluators.heat` differentiates; optional, as `attention_weights`.
         """
         raise NotImplementedError
 
@@ -53,8 +55,12 @@ class CrossBlock(nnx.Module):
         value_BTHK: jax.Array,
         valid_BT: Valid = None,
         key: jax.Array | None = None,
+        added_BHST: jax.Array | None = None,
     ) -> jax.Array:
-        """The rest of the block over a memory of this layer's keys and values."""
+        """The rest of the block over a memory of this layer's keys and values.
+
+        `added_BHST` is added to the weights over the memory, as that of a `Block`; optional, as `memory_weights`.
+        """
         raise NotImplementedError
 
     def memory_weights(self, x_BSD: jax.Array, key_BTHK: jax.Array, valid_BT: Valid = None) -> jax.Array:

@@ -24,10 +24,11 @@ class Block(base.Block):
         valid_BS: Valid = None,
         key: jax.Array | None = None,
         read_BR: jax.Array | None = None,
+        added_BHRS: jax.Array | None = None,
     ) -> jax.Array:
         key1, key2 = (None, None) if key is None else jax.random.split(key)
         y_BSD = self.norm1(x_BSD) if self.pre else x_BSD
-        attended_BRD = self.attention.to_itself(y_BSD, valid_BS, read_BR)
+        attended_BRD = self.attention.to_itself(y_BSD, valid_BS, read_BR, added_BHRS)
         x_BRD = take(x_BSD, read_BR) + dropout(attended_BRD, self.dropout, key1)
         x_BRD = x_BRD if self.pre else self.norm1(x_BRD)
         y_BRD = self.norm2(x_BRD) if self.pre else x_BRD
@@ -70,11 +71,12 @@ class CrossBlock(base.CrossBlock):
         value_BTHK: jax.Array,
         valid_BT: Valid = None,
         key: jax.Array | None = None,
+        added_BHST: jax.Array | None = None,
     ) -> jax.Array:
         """Second and third sub-block."""
         key2, key3 = (None, None) if key is None else jax.random.split(key)
         y_BSD = self.norm2(x_BSD) if self.pre else x_BSD
-        attended_BSD = self.cross_attention(y_BSD, key_BTHK, value_BTHK, valid_BT)
+        attended_BSD = self.cross_attention(y_BSD, key_BTHK, value_BTHK, valid_BT, added_BHST)
         x_BSD = x_BSD + dropout(attended_BSD, self.dropout, key2)
         x_BSD = x_BSD if self.pre else self.norm2(x_BSD)
         y_BSD = self.norm3(x_BSD) if self.pre else x_BSD
