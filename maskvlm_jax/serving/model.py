@@ -19,9 +19,9 @@ from maskvlm_jax.evaluators.predictor import Functions, Predictor
 from maskvlm_jax.objectives.base import PredictsPixels, PredictsWords, ScoresPairs, TrainsEmbeddings, label_of
 from maskvlm_jax.objectives.matching import probability
 from maskvlm_jax.runtime import buckets, sharding
-from maskvlm_jax.serving import functions, ranking, rebuilding, words
+from maskvlm_jax.serving import explaining, features, functions, ranking, rebuilding, words
 from maskvlm_jax.serving.pictures import OnError, Picture
-from maskvlm_jax.serving.runner import Arrays, Runner, many_texts
+from maskvlm_jax.serving.runner import Arrays, Runner
 from maskvlm_jax.settings import rules
 from maskvlm_jax.training import build, stored_model, train_step
 
@@ -150,25 +150,11 @@ class Model:
             "image" (n, S, D), the class token and other tokens before the patches; "text" (n, L, D) and "text_valid"
             (n, L), False at padding; of what was given. One picture or text has no axis n.
         """
-        found = {}
-        if images is not None:
-            shape, _ = build.feature_shape(self.config)
-            found["image"] = self._runner.of_images(images, functions.image_tokens, shape)
-        if texts is not None:
-            many, single = many_texts(texts)
-            shape = self.max_length, self.config.model.text.width
-            rows = self._runner.of_texts(many, functions.text_tokens, shape)
-            valid = np.array([self.tokenizer.encode(text, self.max_length)[2] for text in many], bool)
-            valid = valid.reshape(-1, self.max_length)
-            found |= {"text": rows[0], "text_valid": valid[0]} if single else {"text": rows, "text_valid": valid}
-        return found
+        shape, _ = build.feature_shape(self.config)
+        return features.of(self._runner, images, texts, shape, (self.max_length, self.config.model.text.width))
 
     def match(
-        self,
-        images: Picture | Iterable[Picture],
-        texts: str | Iterable[str],
-        *,
-        progress: bool = False,
+        self, images: Picture | Iterable[Picture], texts: str | Iterable[str], *, progress: bool = False
     ) -> np.ndarray:
         """The probability that picture i and text i belong together, before which matched and unmatched are as likely.
 
@@ -231,6 +217,19 @@ class Model:
             return words.weights(self._runner, image, text, functions.log_odds, probability)
         self._needs(TrainsEmbeddings, "contrastive space")
         return words.weights(self._runner, image, text, functions.cosines, lambda cosines: cosines)
+
+    def explain(self, image: Picture, text: str, *, layer: int | None = None) -> dict[str, Any]:
+        """Which parts of a picture make it fit a text, and which word looks where; `evaluators.heat` says how.
+
+        Args:
+            layer: of the fusion (without a matching head, of the image encoder), from 0 or from the last, -1; None: the
+                last but one. In the last of them words have no heat of their own.
+        Returns:
+            "score": log-odds of matching, or the cosine; "words", W of them (0 of a cosine); "grid" (G, G) and
+            "word_grid" (W, G, G), heat of the patches; "heat" (Y, X) and "word_heat" (W, Y, X), the same over the
+            square that the picture is squeezed to. float32.
+        """
+        return explaining.explain(self._runner, self.config, self._objectives, image, text, layer)
 
     def classify(
         self,
