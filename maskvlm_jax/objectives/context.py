@@ -224,7 +224,8 @@ class Context:
 
     def replacing(self, name: str, arrays: Mapping[str, jax.Array]) -> "Context":
         """The same examples with a second picture, caption or both, in the place of the first; what is not replaced is
-        encoded once for both.
+        encoded once for both. Of what is replaced there is the clean view; what is said of the batch as a whole stays
+        that of the first.
 
         Args:
             name: what dropout is drawn from.
@@ -236,6 +237,8 @@ class Context:
             other.batch.pop(FEATURES, None)
         kept = {"image", "text"} - {"text" if key in TEXT else key for key in arrays}
         other._cache = {modality: self._cache.setdefault(modality, {}) for modality in kept}
+        other._views = {modality: self._views[modality] for modality in kept & self._views.keys()}
+        other._teacher = None if self._teacher is None else self._teacher.replacing(name, arrays)
         return other
 
     def with_masks(self, masks: Mapping[str, jax.Array]) -> "Context":

@@ -1,5 +1,8 @@
 """Losses in plain NumPy loops and float64, written from the equations: what the package's losses are held against."""
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 
 
@@ -143,3 +146,39 @@ def soft_cross_entropy(logits: np.ndarray, teacher: np.ndarray, valid: np.ndarra
         if valid[b, m]
     ]
     return sum(losses) / len(losses) if losses else 0.0
+
+
+class PairClasses(NamedTuple):
+    """Of a batch of pairs: logits (B, C), the mean cross entropy, and its gradient to the two layers."""
+
+    logits: np.ndarray
+    loss: float
+    gradient: dict[str, dict[str, np.ndarray]]
+
+
+def pair_classes(
+    vectors: list[np.ndarray], head: dict[str, dict[str, np.ndarray]], label: np.ndarray, *, combine: str
+) -> PairClasses:
+    """H(y, softmax(W2 gelu(W1 z + b1) + b2)), z the vector of the pair, or of two: [a, b], and for "compare" also a b
+    and |a - b|."""
+    normal = np.vectorize(lambda x: 0.5 * (1 + math.erf(x / math.sqrt(2))))
+    w1, b1, w2, b2 = (np.asarray(head[layer][part], float) for layer in head for part in ("kernel", "bias"))
+    gradient = [np.zeros_like(value) for value in (w1, b1, w2, b2)]
+    logits, losses = [], []
+    for row in range(len(label)):
+        own = [np.asarray(vector[row], float) for vector in vectors]
+        z = np.concatenate([*own, own[0] * own[1], np.abs(own[0] - own[1])] if combine == "compare" else own)
+        before = z @ w1 + b1
+        hidden = before * normal(before)
+        logits.append(hidden @ w2 + b2)
+        losses.append(cross_entropy(logits[-1], label[row]))
+        error = (softmax(logits[-1]) - np.eye(len(b2))[label[row]]) / len(label)
+        slope = normal(before) + before * np.exp(-(before**2) / 2) / math.sqrt(2 * math.pi)
+        behind = (w2 @ error) * slope
+        for total, part in zip(gradient, (np.outer(z, behind), behind, np.outer(hidden, error), error), strict=True):
+            total += part
+    names = [(layer, part) for layer in head for part in ("kernel", "bias")]
+    told: dict[str, dict[str, np.ndarray]] = {layer: {} for layer in head}
+    for (layer, part), value in zip(names, gradient, strict=True):
+        told[layer][part] = value
+    return PairClasses(np.stack(logits), float(np.mean(losses)), told)

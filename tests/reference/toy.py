@@ -40,8 +40,16 @@ def randomised(build: Callable[[], nnx.Module]) -> nnx.Module:
     return nnx.merge(graphdef, map_by_path(value, nnx.to_pure_dict(state)))
 
 
-def learner(*, depth: int = 2, objectives: dict | None = None, more: dict | None = None, **changes: Any) -> Learner:
-    """All four objectives; `changes` are of `shared`, `objectives` more arguments by label, `more` of the model."""
+def learner(
+    *,
+    depth: int = 2,
+    objectives: dict | None = None,
+    more: dict | None = None,
+    only: dict | None = None,
+    **changes: Any,
+) -> Learner:
+    """All four objectives, or those of `only`; `changes` are of `shared`, `objectives` more arguments by label, `more`
+    of the model."""
     block = {"width": WIDTH, "heads": HEADS, "mlp_ratio": 2, "dropout": 0.0}
     cross = {**block, "depth": depth, "norm": "post"}
     model = {
@@ -58,6 +66,7 @@ def learner(*, depth: int = 2, objectives: dict | None = None, more: dict | None
         name: {"name": name, "weight": 1.0, **arguments, **(objectives or {}).get(name, {})}
         for name, arguments in names.items()
     }
+    labelled = labelled if only is None else only
     arguments = {"model": model, "objectives": labelled, "masked_patch_count": MASKED_PATCHES, "text_ratio": TEXT_RATIO}
     return randomised(lambda: Learner(**arguments, rngs=nnx.Rngs(0)))
 
