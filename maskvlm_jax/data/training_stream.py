@@ -88,23 +88,18 @@ class MakeExample(grain.transforms.RandomMap):
         )
         arrays = {name: value for field in self._fields.own for name, value in field.make(drawn, rng).items()}
         arrays["pair_id"] = batches.pair_id(batches.image_hash(example["image"]), caption)
-        arrays |= self._dropped(arrays, rng)
+        lost = self._lost(example, rng)
+        arrays |= _without(arrays, lost)
         for field in self._fields.more:
-            arrays |= field.make(drawn, rng)
+            arrays |= field.make(drawn._replace(lost=lost), rng)
         return arrays | {"example_valid": np.bool_(True)}
 
-    def _dropped(self, arrays: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """What modality dropout changes (MLIM, arXiv 2109.12178): the mean colour for the picture, or no word.
-
-        Examples that lost the same modality are equal in it: they become the same pair, and no negatives.
-        """
+    def _lost(self, example: dict, rng: np.random.Generator) -> str:
+        """The modality that dropout takes (MLIM, arXiv 2109.12178); an example that lacks something keeps the rest."""
         drawn = rng.random() if self._modality_dropout else 1.0
-        if drawn < self._modality_dropout / 2:
-            image = batches.without_picture(arrays["image"])
-            return {"image": image, "pair_id": np.array([0, arrays["pair_id"][1]], np.int32)}
-        if drawn < self._modality_dropout:
-            return batches.without_words(arrays) | {"pair_id": np.array([arrays["pair_id"][0], 0], np.int32)}
-        return {}
+        if drawn >= self._modality_dropout or example.get("absent"):
+            return ""
+        return "picture" if drawn < self._modality_dropout / 2 else "caption"
 
     def _cropped(self, image: bytes | np.ndarray, rng: np.random.Generator) -> np.ndarray:
         scale, size = tuple(self._augment["crop_scale"]), self._image_size
@@ -121,6 +116,19 @@ class MakeExample(grain.transforms.RandomMap):
                 pixels, rng, num_ops=augment["randaugment_ops"], magnitude=augment["randaugment_magnitude"]
             )
         return pixels
+
+
+def _without(arrays: dict[str, np.ndarray], lost: str) -> dict[str, np.ndarray]:
+    """What is read in the place of a lost modality: the mean colour for the picture, or no word.
+
+    Examples that lost the same modality are equal in it: they become the same pair, and no negatives.
+    """
+    image, caption = arrays["pair_id"]
+    if lost == "picture":
+        return {"image": batches.without_picture(arrays["image"]), "pair_id": np.array([0, caption], np.int32)}
+    if lost == "caption":
+        return batches.without_words(arrays) | {"pair_id": np.array([image, 0], np.int32)}
+    return {}
 
 
 def count_examples(source: TrainingSet) -> int:

@@ -65,7 +65,7 @@ def drawn(config, source, tokenizer, element=4, seed=0):
 
 
 def test_more_fields_leave_the_others_as_they_are(source, tokenizer):
-    for dropout in (0.0, 0.9):
+    for dropout in (0.9, 0.0):
         for seed in range(8):
             plain = drawn(config_with({}, data__modality_dropout=dropout), source, tokenizer, seed=seed)
             more = drawn(config_with(MORE, data__modality_dropout=dropout), source, tokenizer, seed=seed)

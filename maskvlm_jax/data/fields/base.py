@@ -42,8 +42,9 @@ class Drawn(NamedTuple):
     masking: `config.masking`, with the ratios of this example.
     prepare: makes of another encoded picture what was made of this one's; in training it draws a crop and changes of
         its own.
+    lost: "picture" or "caption", which modality dropout takes; it takes all pictures or all texts of an example.
 
-    Where modality dropout takes the picture or the caption, they are here all the same.
+    What is lost is here all the same, and so are the stand-ins for what the source says is absent.
     """
 
     example: dict[str, Any]
@@ -51,6 +52,11 @@ class Drawn(NamedTuple):
     caption: str
     masking: dict[str, Any]
     prepare: Callable[[bytes | np.ndarray], np.ndarray]
+    lost: str = ""
+
+    def lacks(self, key: str, modality: str) -> bool:
+        """Whether there is nothing to be read under a key of the example: it is absent, or its modality is lost."""
+        return modality == self.lost or key in self.example.get("absent", ())
 
 
 class Field:

@@ -9,7 +9,8 @@ from maskvlm_jax.runtime.errors import UserError
 
 
 class Field(base.Field):
-    """The arrays LABEL_tokens, (L,) int32, and LABEL_valid, (L,) bool: True = a real token.
+    """The arrays LABEL_tokens, (L,) int32, and LABEL_valid, (L,) bool: True = a real token; no word where the text is
+    absent or lost.
 
     Args:
         key: of the source's example where the text is; "" = `label`.
@@ -26,7 +27,7 @@ class Field(base.Field):
 
     def make(self, drawn: Drawn, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Raises UserError: the example has no such text."""
-        text = drawn.example.get(self._key)
+        text = "" if drawn.lacks(self._key, "caption") else drawn.example.get(self._key)
         if not isinstance(text, str):
             raise UserError(f"{drawn.example['id']} has no text {self._key!r}, which data.fields.{self._label} reads")
         tokens, _, valid = self._tokenizer.encode(text, self._length)

@@ -10,7 +10,7 @@ from maskvlm_jax.data.tokenizer import Tokenizer
 
 
 class Field(base.Field):
-    """The arrays of a batch's text, `batch.TEXT`.
+    """The arrays of a batch's text, `batch.TEXT`; no word where captions are absent.
 
     Args:
         tokenizer: may be None where only `arrays` is asked.
@@ -26,7 +26,8 @@ class Field(base.Field):
 
     def make(self, drawn: Drawn, rng: np.random.Generator) -> dict[str, np.ndarray]:
         options, tokenizer = drawn.masking, self._tokenizer
-        tokens, word_ids, valid = tokenizer.encode(drawn.caption, self._length)
+        caption = "" if drawn.lacks("captions", "caption") else drawn.caption
+        tokens, word_ids, valid = tokenizer.encode(caption, self._length)
         hidden = masking.sample_text_mask(rng, word_ids, ratio=options["text_ratio"], whole_word=options["whole_word"])
         seen = masking.corrupt_tokens(
             rng,

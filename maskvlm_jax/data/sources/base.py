@@ -31,7 +31,9 @@ class Source(Protocol):
     `source[i]` is {"id": str, "image": encoded bytes or HxWx3 uint8 RGB, "captions": [str, ...]} and whatever else is
     known of the example: labels, answers, boxes. `id(i)` and `captions(i)` answer without drawing or decoding the
     picture. A picture that cannot be read is b"", an example without a caption has []: the stream puts another in its
-    place.
+    place. Where examples lack a picture or a text by their nature, "absent" lists the keys of what is lacking, "image",
+    "captions" or another, and any picture or text stands there: the mean colour and no word are read, as modality
+    dropout leaves them.
 
     `facts(i)` is optional: `source[i]` without its picture, which is not read for it; see `facts_of`.
 
