@@ -4,7 +4,7 @@ A task's own `Evaluator` is a subclass of `Classes` that names its metrics. It r
 `Classifies`; one that tells classes in another way has `predictions` of its own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -74,9 +74,12 @@ class Classes(base.Evaluator):
 
     def evaluate(self, predictor: Predictor, split: str, *, final: bool) -> Iterator[tuple[str, float]]:
         found = self.predictions(predictor, split)
-        if found is None:
-            return
-        self._found = {**self._found, split: found}
+        if found is not None:
+            self._found = {**self._found, split: found}
+            yield from self.scores(found, split)
+
+    def scores(self, found: Predictions, split: str) -> Iterator[tuple[str, float]]:
+        """(name, value) of each metric of a split, by what the model tells of its examples, in their order."""
         right_I = found.right_I
         yield f"{self.prefix}_accuracy", 100.0 * float(right_I.mean())
         for k in self.first:
@@ -101,13 +104,19 @@ class Classes(base.Evaluator):
         """What the model tells of each example of a split; None if it tells no classes."""
         if not predictor.offers(Classifies):
             return None
+        return Predictions(*self.fetched(predictor, split, _predictions))
+
+    def fetched(
+        self, predictor: Predictor, split: str, function: Callable[..., tuple[jax.Array, ...]]
+    ) -> list[np.ndarray]:
+        """Each of the arrays that function(learner, batch) gives, of all examples of a split."""
         data, size = self.run.data(split), self.options["batch_size"]
         first, parts = data.first_captions, []
         for start in range(0, len(data.images), size):
             pictures, valid = padded(np.arange(start, min(start + size, len(data.images))), size)
             batch: dict[str, Any] = data.batch(pictures, first[pictures], valid)
-            parts.append([values[valid] for values in predictor.fetch(_predictions, batch)])
-        return Predictions(*map(np.concatenate, zip(*parts, strict=True)))
+            parts.append([values[valid] for values in predictor.fetch(function, batch)])
+        return list(map(np.concatenate, zip(*parts, strict=True)))
 
 
 def names_of(run: ScoredRun, label: str, split: str) -> tuple[str, ...]:
