@@ -202,10 +202,8 @@ def test_an_unknown_source_is_an_error():
     config = toy_config(data__source="sceens")
     with pytest.raises(UserError) as error:
         open_source(config.data.to_dict(), "train", 32)
-    assert str(error.value) == (
-        "there is no data source 'sceens'; choose among array_record, files, parquet, scenes, tfds, webdataset, or a "
-        ".py file"
-    )
+    kinds = "array_record, files, nlvr2, parquet, product_pairs, scenes, snli_ve, tfds, webdataset"
+    assert str(error.value) == f"there is no data source 'sceens'; choose among {kinds}, or a .py file"
 
 
 def test_the_caption_does_not_change_the_image_mask(source, tokenizer):
