@@ -1,0 +1,104 @@
+"""What generated examples of tasks share: each is a function of (seed, split, index) alone, as the scenes are."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from maskvlm_jax.data.scenes.drawing import draw, noise_words
+from maskvlm_jax.data.scenes.source import SPLIT_LENGTHS, Scenes
+from maskvlm_jax.data.scenes.world import NOVEL_KINDS, SEEN_KINDS, Dice, Scene, SceneObject
+
+Kind = tuple[str, str]  # colour and shape
+
+
+class Generated:
+    """Random access to the examples of one split. A subclass makes one.
+
+    Pictures are of scenes of their own, like those of `Scenes` and none of them; `novel` shows the kinds that no other
+    split shows.
+
+    Args:
+        split, image_size, seed, length: as of `Scenes`.
+
+    Attributes:
+        name, version: of what is made; the version is raised whenever any example changes.
+        stream: which of the random streams beside that of `Scenes`, from 1 on.
+        kinds: the (colour, shape) that occur in the split.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    stream: ClassVar[int]
+
+    def __init__(self, *, split: str, image_size: int = 64, seed: int = 0, length: int | None = None):
+        self._scenes = Scenes(split=split, image_size=image_size, seed=seed, length=length)
+        self.split, self.image_size, self.seed = split, image_size, seed
+        self.kinds: Sequence[Kind] = NOVEL_KINDS if split == "novel" else SEEN_KINDS
+        self.report: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def id(self, index: int) -> str:
+        """The example's name, such as "test-000042"; nothing is drawn."""
+        return self._scenes.id(index)
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 in hex that tells apart any two sources with different examples."""
+        key = f"{self.name} {self.version} {self._scenes.fingerprint}"
+        return hashlib.sha256(key.encode()).hexdigest()
+
+    def dice(self, index: int, part: int = 0) -> Dice:
+        """The rolls of an example, without end; or those of one of its parts, up to 15."""
+        bits = np.random.Philox(key=self._key(index, part))
+        return Dice(_words(bits))
+
+    def drawn(self, scene: Scene, index: int, part: int) -> np.ndarray:
+        """A picture of the scene, (image_size, image_size, 3) uint8, with noise of that part of the example."""
+        noise = np.random.Philox(key=self._key(index, part + 8)).random_raw(noise_words(self.image_size))
+        return draw(scene, noise, image_size=self.image_size)
+
+    def _key(self, index: int, part: int) -> int:
+        """Of a stream of bits; that of `Scenes` has the split alone above the index."""
+        split = list(SPLIT_LENGTHS).index(self.split)
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name}: index {index} is not among the {len(self)} of {self.split}")
+        return self.seed << 64 | self.stream << 56 | part << 52 | split << 48 | index
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+def _words(bits: np.random.Philox) -> Iterator[int]:
+    while True:
+        yield from bits.random_raw(32).tolist()
+
+
+def pick(choices: Sequence[Any], dice: Dice) -> Any:
+    """One of the choices, each as likely."""
+    return choices[dice.roll(len(choices))]
+
+
+def near(kind: Kind, kinds: Sequence[Kind]) -> tuple[Kind, ...]:
+    """The kinds that share colour or shape with one of them; all others where there is none."""
+    others = [other for other in kinds if other != kind]
+    alike = tuple(other for other in others if other[0] == kind[0] or other[1] == kind[1])
+    return alike or tuple(others)
+
+
+def repainted(thing: SceneObject, kind: Kind) -> SceneObject:
+    """The object in another colour and shape."""
+    return thing._replace(colour=kind[0], shape=kind[1])
+
+
+def plural(shape: str) -> str:
+    """Several of a shape."""
+    return f"{shape}es" if shape == "cross" else f"{shape}s"
+
+
+def article(word: str) -> str:
+    """The article before a word."""
+    return "an" if word[0] in "aeiou" else "a"
