@@ -74,9 +74,8 @@ class Context:
 
     @property
     def masked_patches(self) -> Positions:
-        return self._once(
-            "patches", lambda: masked_positions.positions_where(self.batch["image_masked"], self._masked_patch_count)
-        )
+        hidden_BN, count = self.batch["image_masked"], self._masked_patch_count
+        return self._once("patches", lambda: masked_positions.positions_where(hidden_BN, count))
 
     @property
     def masked_tokens(self) -> Positions:
@@ -123,10 +122,8 @@ class Context:
     @property
     def similarity_BB(self) -> jax.Array:
         """Cosine of every image (rows) with every caption (columns), over the temperature; float32 logits."""
-        return self._once(
-            "similarity",
-            lambda: cosine(self.image_embedding_BE, self.text_embedding_BE) / self.vlm.current_temperature(),
-        )
+        compute = lambda: cosine(self.image_embedding_BE, self.text_embedding_BE) / self.vlm.current_temperature()  # noqa: E731
+        return self._once("similarity", compute)
 
     @property
     def pair_ids_B2(self) -> jax.Array:
@@ -224,8 +221,7 @@ class Context:
 
     def replacing(self, name: str, arrays: Mapping[str, jax.Array]) -> "Context":
         """The same examples with a second picture, caption or both, in the place of the first; what is not replaced is
-        encoded once for both. Of what is replaced there is the clean view; what is said of the batch as a whole stays
-        that of the first.
+        encoded once for both. Of the replaced there is the clean view; of the batch as a whole there is the first's.
 
         Args:
             name: what dropout is drawn from.
