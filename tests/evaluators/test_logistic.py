@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from maskvlm_jax.evaluators import logistic
+from tests.conftest import ROOT
 from tests.reference import numpy_logistic
 
 
@@ -27,6 +28,16 @@ def test_it_ends_at_the_minimum_that_newton_s_method_finds(examples, strength):
         found.logits(examples[0]).argmax(axis=1), (examples[0] @ weight_FC + bias_C).argmax(axis=1)
     )
     assert 1 <= found.steps < 100
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_it_is_what_scikit_learn_makes_of_the_same_examples(number):
+    golden = np.load(ROOT / "tests" / "reference" / "golden" / "logistic.npz")
+    found = logistic.fit(golden["features"], golden["labels"], 3, golden["strengths"][number])
+    np.testing.assert_allclose(found.weight_FC, golden[f"weight_{number}"], atol=2e-3)
+    # A constant that is added to all of b changes nothing.
+    bias_C = golden[f"bias_{number}"]
+    np.testing.assert_allclose(found.bias_C - found.bias_C.mean(), bias_C - bias_C.mean(), atol=5e-3)
 
 
 def test_the_same_examples_give_the_same_bits(examples):

@@ -1,6 +1,7 @@
 """The `parquet` source: the columns it takes, what it reads of them, and what each bad input says."""
 
 import io
+import json
 import os
 import pickle
 import shutil
@@ -258,3 +259,33 @@ def test_a_file_that_cannot_be_read(root: Path, monkeypatch: pytest.MonkeyPatch)
         UserError, match=r"train-0.parquet: the file cannot be read \(Permission denied\); take it anew"
     ):
         open_table(root)
+
+
+def test_columns_that_fields_read_are_in_the_examples(tmp_path: Path) -> None:
+    columns = hub_rows(range(4)) | {"label": [2, 0, None, 1], "second": [{"bytes": png(9), "path": None}] * 4}
+    write(tmp_path / "train-0.parquet", columns)
+    source = open_table(tmp_path, shards="*.parquet", others=("label", "second", "elsewhere"))
+    assert source[1] == {"id": "train-0/1", "image": png(1), "captions": ["caption 1"], "label": 0, "second": png(9)}
+    assert source[2]["label"] is None and source.classes == ()
+    write(tmp_path / "train-1.parquet", hub_rows(range(4)))
+    with pytest.raises(UserError, match=r"train-1\.parquet: columns .* and 'label' .* are not as in train-0"):
+        open_table(tmp_path, shards="*.parquet", others=("label",))
+
+
+def test_a_set_of_classes_has_their_names_for_captions(tmp_path: Path) -> None:
+    table = pa.table({"image": hub_rows(range(3))["image"], "label": [1, 0, None]})
+    info = {"info": {"features": {"label": {"names": ["cat", "red  panda"], "_type": "ClassLabel"}, "image": {}}}}
+    named = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    pq.write_table(named, tmp_path / "named-0.parquet")
+    source = open_table(tmp_path, shards="named*.parquet", others=("label",))
+    assert source.classes == ("cat", "red  panda") and source.columns == ("image", "label")
+    assert contents(source) == {"named-0/0": ["red panda"], "named-0/1": ["cat"], "named-0/2": []}
+    assert source[0]["label"] == 1 and source[0]["captions"] == ["red panda"]
+    pq.write_table(table, tmp_path / "numbers-0.parquet")
+    numbers = open_table(tmp_path, shards="numbers*.parquet", others=("label",))
+    assert numbers.captions(0) == ["1"] and numbers.classes == ()
+    with pytest.raises(UserError, match="is of a type for caption_key"):
+        open_table(tmp_path, shards="named*.parquet")
+    for wrong in (b"[]", b"{", json.dumps({"info": {"features": {"label": {"names": [1]}}}}).encode()):
+        pq.write_table(table.replace_schema_metadata({"huggingface": wrong}), tmp_path / "wrong-0.parquet")
+        assert open_table(tmp_path, shards="wrong*.parquet", others=("label",)).classes == ()

@@ -228,3 +228,15 @@ def test_several_sets_below_the_root(copy: Path) -> None:
     shutil.copytree(copy, copy.parent / "2.0.0")
     with pytest.raises(UserError, match=r"toy: there are several sets \(1\.0\.0, 2\.0\.0\); set --config.data.root to"):
         open_set(copy.parent)
+
+
+def test_features_that_fields_read_are_in_the_examples_and_classes_are_captions(tmp_path: Path) -> None:
+    features = {"image": IMAGE(), "label": tfds.features.ClassLabel(names=["cat", "red panda"]), "weight": np.float32}
+    examples = {"train": [{"image": png(k), "label": k % 2, "weight": k / 4} for k in range(3)]}
+    made = make_set(tmp_path, features, examples)
+    source = open_set(made, others=("label", "weight", "elsewhere"))
+    expected = {"id": "train/1", "image": png(1), "captions": ["red panda"], "label": 1, "weight": 0.25}
+    assert source[1] == expected and source.captions(2) == ["cat"] and source.classes == ("cat", "red panda")
+    assert source.columns == ("image", "label")
+    with pytest.raises(UserError, match="is of a type for caption_key"):
+        open_set(made)
