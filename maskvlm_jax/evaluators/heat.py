@@ -124,7 +124,10 @@ def _of_cosines(learner: Learner, batch: Mapping[str, jax.Array], layer: int) ->
 
 
 def of_words(tokenizer: Tokenizer, text: str, word_LN: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """The words of a text, and the heat of each, (W, N): the mean of its tokens'. Words that were cut are left out."""
+    """The words of a text, and the heat of each, (W, N): the mean of its tokens'. Words that were cut are left out, and
+    all where tokens have no heat of their own, L = 0."""
+    if not len(word_LN):
+        return [], word_LN
     tokens, word_ids, _ = tokenizer.encode(text, len(word_LN))
     words = [np.flatnonzero(word_ids == word) for word in dict.fromkeys(word_ids.tolist()) if word >= 0]
     heat_WN = np.array([word_LN[places].mean(axis=0) for places in words]).reshape(-1, word_LN.shape[1])

@@ -25,7 +25,7 @@ def explain(
     pixels, arrays = runner.picture(image), runner.tokens([text])
     found = runner.of_one(heats.heat_of(number), pixels, arrays["tokens"][0], arrays["token_valid"][0])
     score, text_N, word_LN = (array[0] for array in found)
-    words, word_WN = heats.of_words(runner.tokenizer, text, word_LN) if len(word_LN) else ([], word_LN)
+    words, word_WN = heats.of_words(runner.tokenizer, text, word_LN)
     size = pixels.shape[:2]
     return {
         "score": float(score),

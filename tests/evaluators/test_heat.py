@@ -75,15 +75,16 @@ def test_heat_is_weights_times_what_finite_differences_say(model):
 
     @jax.jit
     def of_layers(batch, directions):
-        (ctx, fusion, image, text), found = parts(learner, batch), []
+        found = []
         for layer in LAYERS:
 
             def score(added, layer=layer):
+                _, fusion, image, text = parts(learner, batch)  # anew: a side keeps what one trace makes of it
                 return jnp.sum(learner.offering(ScoresPairs).log_odds(fusion.probed(image, text, layer, added)[0]))
 
             ends = jax.lax.map(score, jnp.concatenate([2e-2 * directions, -2e-2 * directions])).reshape(2, -1)
             gradient = jax.grad(score)(jnp.zeros_like(directions[0]))
-            weights = ctx.attention(layer).text_BHLN
+            weights = learner.context(batch).attention(layer).text_BHLN
             found.append(((ends[0] - ends[1]) / 4e-2, gradient, weights, heats.heat_of(layer)(learner, batch)))
         return found
 

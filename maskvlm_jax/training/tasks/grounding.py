@@ -42,11 +42,9 @@ def task(config: ConfigDict, here: str) -> None:
 
 
 class Found(NamedTuple):
-    """Of each example: the heat of its text over patches, whether it has a box to choose, whether the chosen one is
-    right, whether the warmest patch is; the shares of the boxes that are right, and of the patches; whether the largest
-    box is right."""
+    """Of each example: whether it has boxes to choose from, whether the chosen one is right, whether the warmest patch
+    is; the shares of the boxes that are right, and of the patches; whether the largest box is right."""
 
-    heat_IN: np.ndarray
     chosen_I: np.ndarray
     right_I: np.ndarray
     pointed_I: np.ndarray
@@ -76,7 +74,8 @@ class Evaluator(base.Evaluator):
     def __init__(self, run: ScoredRun, options: Mapping[str, Any]):
         super().__init__(run, options)
         self._layers = heats.layers_of(run.config, run.objectives)
-        self._layer, self._chosen_on = _layer(options["layer"], self._layers), None
+        self._choose, self._chosen_on = options.get("layer", "auto") == "auto", None
+        self._layer = self._layers.default if self._choose else _layer(options["layer"], self._layers)
 
     @classmethod
     def metrics(cls, objectives: Mapping[str, type]) -> tuple[str, ...]:
@@ -86,11 +85,8 @@ class Evaluator(base.Evaluator):
         """Chooses the layer, if it is not given and the split that it is chosen on is not scored itself."""
         options = self.options
         split = options["validation_split"]
-        if (
-            options["layer"] != "auto"
-            or self._layers.count == 1
-            or split in (options["split"], *options["extra_splits"])
-        ):
+        scored = split in (options["split"], *options["extra_splits"])
+        if not self._choose or self._layers.count == 1 or scored:
             return
         try:
             data = self.run.data(split)
@@ -119,7 +115,7 @@ class Evaluator(base.Evaluator):
             of_boxes = [batch[f"{FIELD}_{name}"] for name in ("size", "true", "candidates", "count")]
             for i in np.flatnonzero(valid):
                 image_size, true, candidates, count = (array[i] for array in of_boxes)
-                rows.append((heat_BN[i], count > 0, *_judged(heat_BN[i], image_size, true, candidates[:count])))
+                rows.append((count > 0, *_judged(heat_BN[i], image_size, true, candidates[:count])))
         return Found(*(np.array(column) for column in zip(*rows, strict=True)))
 
     def figures(self, predictor: Predictor, split: str) -> base.Figures:
@@ -144,8 +140,6 @@ class Evaluator(base.Evaluator):
 
 
 def _layer(option: str | int, layers: heats.Layers) -> int:
-    if option == "auto":
-        return layers.default
     try:
         return layers.number(int(option))
     except ValueError:
@@ -155,7 +149,7 @@ def _layer(option: str | int, layers: heats.Layers) -> int:
 def _judged(
     heat_N: np.ndarray, size: np.ndarray, true: np.ndarray, candidates_M4: np.ndarray
 ) -> tuple[bool, bool, float, float, bool]:
-    """Of an example, the last five of `Found`; boxes are shares of the picture."""
+    """Of an example, what follows the first of `Found`; boxes are shares of the picture."""
     # Not the warmest pixel: between few patches resizing draws it into the picture's corners.
     inside_N, warmest = middles_inside(true, round(len(heat_N) ** 0.5)), np.argmax(heat_N)
     pointed, share = bool(inside_N[warmest] and heat_N[warmest] > 0), float(inside_N.mean())
