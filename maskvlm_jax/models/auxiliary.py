@@ -26,6 +26,11 @@ def collecting(wanted: bool = True) -> Iterator[Values]:
         _collected.reset(token)
 
 
+def wanted() -> bool:
+    """Whether somebody reads what is handed out, so that a block may compute more for it than its output needs."""
+    return _collected.get() is not None
+
+
 def hand_out(name: str, value: jax.Array) -> None:
     """A value of a block, of the same shape in every block of a stack."""
     if (values := _collected.get()) is not None:
@@ -35,7 +40,7 @@ def hand_out(name: str, value: jax.Array) -> None:
 @contextlib.contextmanager
 def of_layer() -> Iterator[Values]:
     """What is handed out inside a function that JAX traces by itself: it must leave it as a result, see `pass_on`."""
-    with collecting(wanted=_collected.get() is not None) as values:
+    with collecting(wanted()) as values:
         yield values
 
 

@@ -1,5 +1,7 @@
 """The Transformer's blocks (arXiv 1706.03762): every position goes through every parameter."""
 
+from collections.abc import Callable
+
 import jax
 from flax import nnx
 
@@ -9,14 +11,45 @@ from maskvlm_jax.models.blocks import base
 from maskvlm_jax.models.layers import Attention, FeedForward, LayerNorm, dropout, take
 
 
-class Block(base.Block):
+class Attending(base.Block):
+    """Self-attention with its residual: what kinds of blocks begin with."""
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
+        self.attention, self.norm1 = _attention(spec, rngs), norm(spec)
+        self.pre, self.dropout = spec.pre_norm, spec.dropout
+
+    def attended(
+        self,
+        x_BSD: jax.Array,
+        valid_BS: Valid = None,
+        key: jax.Array | None = None,
+        read_BR: jax.Array | None = None,
+        added_BHRS: jax.Array | None = None,
+    ) -> jax.Array:
+        """x_BRD behind the self-attention, at the positions `read_BR`, all if None."""
+        y_BSD = self.norm1(x_BSD) if self.pre else x_BSD
+        attended_BRD = self.attention.to_itself(y_BSD, valid_BS, read_BR, added_BHRS)
+        x_BRD = take(x_BSD, read_BR) + dropout(attended_BRD, self.dropout, key)
+        return x_BRD if self.pre else self.norm1(x_BRD)
+
+    def added(self, part: Callable, norm: LayerNorm, x_BSD: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """x + part(x), with a norm before the part or behind the sum."""
+        y_BSD = norm(x_BSD) if self.pre else x_BSD
+        x_BSD = x_BSD + dropout(part(y_BSD), self.dropout, key)
+        return x_BSD if self.pre else norm(x_BSD)
+
+    def attention_weights(self, x_BSD: jax.Array, valid_BS: Valid = None) -> jax.Array:
+        """weights_BHST of the self-attention."""
+        y_BSD = self.norm1(x_BSD) if self.pre else x_BSD
+        return self.attention.weights(y_BSD, self.attention.project(y_BSD)[0], valid_BS)
+
+
+class Block(Attending):
     """Self-attention and feed-forward, each with a residual."""
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
-        self.attention = _attention(spec, rngs)
-        self.feed_forward = _feed_forward(spec, rngs)
-        self.norm1, self.norm2 = _norm(spec), _norm(spec)
-        self.pre, self.dropout = spec.pre_norm, spec.dropout
+        super().__init__(spec, rngs=rngs)
+        self.feed_forward, self.norm2 = feed_forward(spec, rngs), norm(spec)
 
     def __call__(
         self,
@@ -27,18 +60,8 @@ class Block(base.Block):
         added_BHRS: jax.Array | None = None,
     ) -> jax.Array:
         key1, key2 = (None, None) if key is None else jax.random.split(key)
-        y_BSD = self.norm1(x_BSD) if self.pre else x_BSD
-        attended_BRD = self.attention.to_itself(y_BSD, valid_BS, read_BR, added_BHRS)
-        x_BRD = take(x_BSD, read_BR) + dropout(attended_BRD, self.dropout, key1)
-        x_BRD = x_BRD if self.pre else self.norm1(x_BRD)
-        y_BRD = self.norm2(x_BRD) if self.pre else x_BRD
-        x_BRD = x_BRD + dropout(self.feed_forward(y_BRD), self.dropout, key2)
-        return x_BRD if self.pre else self.norm2(x_BRD)
-
-    def attention_weights(self, x_BSD: jax.Array, valid_BS: Valid = None) -> jax.Array:
-        """weights_BHST of the self-attention."""
-        y_BSD = self.norm1(x_BSD) if self.pre else x_BSD
-        return self.attention.weights(y_BSD, self.attention.project(y_BSD)[0], valid_BS)
+        attended_BRD = self.attended(x_BSD, valid_BS, key1, read_BR, added_BHRS)
+        return self.added(self.feed_forward, self.norm2, attended_BRD, key2)
 
 
 class CrossBlock(base.CrossBlock):
@@ -47,8 +70,8 @@ class CrossBlock(base.CrossBlock):
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
         self.self_attention = _attention(spec, rngs)
         self.cross_attention = _attention(spec, rngs)
-        self.feed_forward = _feed_forward(spec, rngs)
-        self.norm1, self.norm2, self.norm3 = _norm(spec), _norm(spec), _norm(spec)
+        self.feed_forward = feed_forward(spec, rngs)
+        self.norm1, self.norm2, self.norm3 = norm(spec), norm(spec), norm(spec)
         self.pre, self.dropout = spec.pre_norm, spec.dropout
 
     def attend_self(
@@ -92,10 +115,12 @@ def _attention(spec: BlockSpec, rngs: nnx.Rngs) -> Attention:
     return Attention(spec.width, heads=spec.heads, init_std=spec.init_std, dtype=spec.dtype, rngs=rngs)
 
 
-def _feed_forward(spec: BlockSpec, rngs: nnx.Rngs) -> FeedForward:
+def feed_forward(spec: BlockSpec, rngs: nnx.Rngs) -> FeedForward:
+    """The feed-forward layer of a spec."""
     options = {"activation": spec.activation, "init_std": spec.init_std, "dtype": spec.dtype}
     return FeedForward(spec.width, ratio=spec.mlp_ratio, **options, rngs=rngs)
 
 
-def _norm(spec: BlockSpec) -> LayerNorm:
+def norm(spec: BlockSpec) -> LayerNorm:
+    """The layer norm of a spec."""
     return LayerNorm(spec.width, eps=spec.eps, dtype=spec.dtype)
