@@ -26,12 +26,15 @@ class Terms(NamedTuple):
         many its example has.
     weight: of this mean in the objective's loss.
     name: the mean is logged as LABEL/NAME too; "" = it is not.
+    factor: for a loss that is a product of two means, Σ_k mean(factor_k) · mean(value_k), the first of them without a
+        gradient: (B, ..., K) beside a value of that shape, whose `valid` has all but its last axis.
     """
 
     value: jax.Array
     valid: jax.Array | None = None
     weight: jax.Array | float = 1.0
     name: str = ""
+    factor: jax.Array | None = None
 
 
 class Needs(NamedTuple):

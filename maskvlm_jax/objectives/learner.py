@@ -28,7 +28,7 @@ class Output(NamedTuple):
     queue: Queue | None
 
 
-Counts = dict[str, tuple[jax.Array, ...]]  # label -> of each of its terms, how many values count
+Counts = dict[str, tuple[reduce.Count, ...]]  # label -> what the mean of each of its terms is taken over
 
 
 class Learner(nnx.Module):
@@ -145,8 +145,13 @@ class Learner(nnx.Module):
                 yield label, weight, (terms,) if isinstance(terms, base.Terms) else terms, metrics
 
     def counts(self, batch: Mapping[str, jax.Array], key: jax.Array, **options) -> Counts:
-        """How many values of each loss count in a batch, a function of its masks alone; arguments as in `__call__`."""
-        ctx = self._context_of_step(batch, key, remask=False, **options)
+        """What the means of each loss are taken over in a batch; arguments as in `__call__`.
+
+        It is a function of the masks alone, and how many they hide those of the host say, unless a loss reads what
+        blocks hand out.
+        """
+        remask = any(objective.reads_auxiliary for objective in self.objectives.values())
+        ctx = self._context_of_step(batch, key, remask=remask, **options)
         return {label: tuple(map(reduce.count, terms)) for label, _, terms, _ in self._terms(ctx, key)}
 
     def __call__(

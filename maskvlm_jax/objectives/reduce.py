@@ -1,6 +1,7 @@
 """Means: the only places that divide by a count, and they guard zero."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,27 +31,41 @@ def batch_mean_terms(value_BM: jax.Array, valid_BM: jax.Array, per_example: jax.
     return jnp.sum(value_BM * valid_BM, axis=1) / jnp.maximum(per_example, 1.0 / len(valid_BM))
 
 
-def count(terms: Terms) -> jax.Array:
-    """How many values count; 0 where all of them do, which is then known without counting."""
-    return jnp.zeros((), jnp.float32) if terms.valid is None else jnp.sum(terms.valid.astype(jnp.float32))
+class Count(NamedTuple):
+    """How many values of a term count, 0 where all of them do, which is then known without counting; and the sum of its
+    factor over them, None where it has none."""
+
+    values: jax.Array
+    factor_K: jax.Array | None = None
 
 
-def loss_of(
-    terms: Sequence[Terms], counts: Sequence[jax.Array] | None = None
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def count(terms: Terms) -> Count:
+    """What the mean of a term is taken over."""
+    values = jnp.zeros((), jnp.float32) if terms.valid is None else jnp.sum(terms.valid.astype(jnp.float32))
+    if terms.factor is None:
+        return Count(values)
+    counted = jnp.where(terms.valid[..., None], terms.factor, 0.0)
+    return Count(values, jnp.sum(counted, axis=tuple(range(counted.ndim - 1))))
+
+
+def loss_of(terms: Sequence[Terms], counts: Sequence[Count] | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of an objective, Σ weight · mean, and the means that have a name.
 
     Args:
-        counts: of each of the terms, the mean number of valid values of an example of the whole batch, if this is a
-            part of it; None: those of the terms themselves.
+        counts: of each of the terms, means over the examples of the whole batch, if this is a part of it; None: those
+            of the terms themselves.
     """
     losses, means = [], {}
     for number, one in enumerate(terms):
         value_B = one.value
+        if one.factor is not None:
+            of_all = count(one) if counts is None else counts[number]
+            mean_K = of_all.factor_K / jnp.maximum(of_all.values, 1e-6)
+            value_B = jnp.sum(one.value * jax.lax.stop_gradient(mean_K), axis=-1)
         if one.valid is not None:
-            per_example = None if counts is None else counts[number]
+            per_example = None if counts is None else counts[number].values
             flat = (len(one.value), -1)
-            value_B = batch_mean_terms(one.value.reshape(flat), one.valid.reshape(flat), per_example)
+            value_B = batch_mean_terms(value_B.reshape(flat), one.valid.reshape(flat), per_example)
         if one.name:
             means[one.name] = jnp.mean(value_B)
         losses.append(one.weight * value_B)

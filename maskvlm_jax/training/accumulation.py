@@ -51,10 +51,11 @@ def gradients_of_parts(
         return batches
 
     numbered = (jnp.arange(parts), cut)
-    # Counts follow from masks: of all else in this pass nothing is read, and the compiler leaves it out.
+    # Counts follow from masks: of all else in this pass nothing is read, and the compiler leaves it out. Where a loss
+    # has a factor, which is a mean of what blocks hand out, they run.
     counted = jax.lax.map(lambda part: counts(part[1], **full(part[0])), numbered)
     size = len(jax.tree.leaves(batch)[0])
-    counted = jax.tree.map(lambda x: jnp.sum(x) / size, counted)
+    counted = jax.tree.map(lambda x: jnp.sum(x, axis=0) / size, counted)
 
     def of_part(number: jax.Array, part: Arrays) -> tuple[Any, dict[str, jax.Array]]:
         return gradients(part, counts=counted, **full(number))
