@@ -1,12 +1,12 @@
 """The mesh and where every array lives on it: the only file with a PartitionSpec.
 
-Axes: "data" and "fsdp" split the batch; "fsdp" also splits parameters; "model" splits heads and the hidden layer of
-feed-forwards. Axis types are Auto: the compiler places intermediates.
+Axes: "data" and "fsdp" split the batch; "fsdp" also splits parameters; "model" splits heads, the hidden layer of
+feed-forwards, and experts. Axis types are Auto: the compiler places intermediates.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,9 @@ BATCH = P(("data", "fsdp"))
 
 # (path, spec): the first match wins. Kernels of stacked blocks have a leading layer axis, which is never split.
 RULES = (
+    (r"/block/experts/(up|down)/kernel$", P(None, "model", "fsdp", None)),
+    (r"/block/experts/(up|down)/bias$", P(None, "model")),
+    (r"/block/router/kernel$", P()),
     (r"/block/.*/(query|key|value|up)/kernel$", P(None, "fsdp", "model")),
     (r"/block/.*/(query|key|value|up)/bias$", P(None, "model")),
     (r"/block/.*/(out|down)/kernel$", P(None, "model", "fsdp")),
@@ -100,6 +103,19 @@ def split_rows(x: jax.Array) -> jax.Array:
     if shares == 1 or x.shape[0] % shares:
         return x
     return jax.lax.with_sharding_constraint(x, P(BATCH[0], *[P.UNCONSTRAINED] * (x.ndim - 1)))
+
+
+def by_own_rows(function: Callable[..., jax.Array], rows: Sequence[jax.Array], whole: Sequence[jax.Array]) -> jax.Array:
+    """function(*rows, *whole), whose result has the rows of `rows`, on the rows of each device by themselves.
+
+    For what the compiler would gather all rows for, such as sorting them; `whole` is gathered instead. Where no mesh is
+    set, or its axes do not divide the rows, all of them go together.
+    """
+    shares = batch_shares()
+    if shares == 1 or rows[0].shape[0] % shares:
+        return function(*rows, *whole)
+    specs = (*[P(BATCH[0])] * len(rows), *[P()] * len(whole))
+    return jax.shard_map(function, in_specs=specs, out_specs=P(BATCH[0]), check_vma=False)(*rows, *whole)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -15,7 +15,7 @@ import numpy as np
 from maskvlm_jax.runtime.errors import UserError, few
 from maskvlm_jax.runtime.parameters import map_by_path
 
-_STACKED = re.compile(r"(^|/)blocks/block/")  # parameters of all layers of a stack in one array
+_STACKED = re.compile(r"(^|/)(\w*blocks)/block/")  # parameters of all layers of a stack in one array
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "embedding.weight"}
 
 
@@ -77,7 +77,7 @@ def _layers(path: str, shape: tuple[int, ...]) -> Iterator[tuple[str, int | None
         yield plain.replace("/", "."), None
         return
     for layer in range(shape[0]):
-        yield _STACKED.sub(rf"\g<1>blocks/{layer}/", plain, count=1).replace("/", "."), layer
+        yield _STACKED.sub(rf"\g<1>\g<2>/{layer}/", plain, count=1).replace("/", "."), layer
 
 
 def _turned(path: str, value: Any) -> Any:
