@@ -52,13 +52,32 @@ class BlockSpec:
         return self.norm == "pre"
 
 
+@dataclasses.dataclass(frozen=True)
+class RoutedSpec(BlockSpec):
+    """Blocks whose feed-forward layer is a mixture.
+
+    Attributes:
+        experts: how many there are; top: how many of them each position goes through.
+        expert_ratio: the hidden layer of each expert is so many times as wide.
+    """
+
+    experts: int = 4
+    top: int = 2
+    expert_ratio: int = 4
+
+
+_PARTS = {"Block": "block", "CrossBlock": "cross block", "ModalityBlock": "block by modality"}
+_PARTS |= {"RoutedBlock": "routed block"}  # what messages call the classes of a kind
+
+
 def block_class(kind: str, part: str = "Block") -> type:
     """The class of `maskvlm_jax/models/blocks/<kind>.py`, or of the file that `kind` is the path of.
 
     Args:
-        part: "Block", self-attention alone, or "CrossBlock", which reads the other modality too; see `blocks.base`.
+        part: "Block", self-attention alone, or "CrossBlock", which reads the other modality too, see `blocks.base`;
+            "ModalityBlock" or "RoutedBlock", see `blocks.experts`.
 
     Raises:
         UserError: there is no such file, or no such class in it.
     """
-    return plugins.load("maskvlm_jax.models.blocks", kind, part, "block" if part == "Block" else "cross block")
+    return plugins.load("maskvlm_jax.models.blocks", kind, part, _PARTS[part])

@@ -178,7 +178,7 @@ class AutoencoderFusion(OneStream):
         return Side(text_BLD + spread(self.text_type[...], text_BLD.shape, text_BLD.dtype), valid_BL, visible)
 
     def fuse(self, image: Side, text: Side, keys: Keys = (None, None)) -> Fused:
-        shown_text, shown_image = _shown(text), _shown(image)
+        shown_text, shown_image = shown(text), shown(image)
         encoded_BUD = self.to_decoder(self.encoder(*join(*shown_text, *shown_image), None, keys[0]))
         cut = shown_text[0].shape[1]
         text_BLD = self._slots(self.text_slots, encoded_BUD[:, :cut], text)
@@ -209,7 +209,7 @@ def join(
     return jnp.concatenate([text_BLD, image_BND], axis=1), jnp.concatenate([text_valid_BL, image_valid_BN], axis=1)
 
 
-def _shown(side: Side) -> tuple[jax.Array, jax.Array | None]:
+def shown(side: Side) -> tuple[jax.Array, jax.Array | None]:
     """The visible positions of a side, and which of them are real."""
     if side.visible is None:
         return side.sequence_BSD, side.valid_BS

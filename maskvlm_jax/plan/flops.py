@@ -27,26 +27,31 @@ def flops_per_pair(config: ConfigDict, batch_size: int) -> dict[str, float]:
     """Forward GFLOP of one image-text pair by part.
 
     Args:
-        config: of a pre-training run of MaskVLM.
+        config: of a pre-training run of MaskVLM, or of EVE, whose experts count where a position goes through them.
         batch_size: examples that the in-batch losses see at once.
     Raises:
         UserError: another recipe, blocks of another kind, or a masker.
     Returns:
         `image_encoder` and `text_encoder` (all views), `memory` (keys and values that the cross-modality encoders
-        read), and each objective by its label: cross-modality encoders and decoder, its head, and for `contrastive`
-        the two projections and the similarity of a pair with the batch. Objectives of weight 0 are not there.
+        read; EVE has none), and each objective by its label: cross-modality encoders and decoder, its head, and for
+        `contrastive` the two projections and the similarity of a pair with the batch. Objectives of weight 0 are not
+        there.
     """
+    if config.masking.masker:
+        raise UserError("FLOPs are not counted of the teacher, by which masking.masker hides")
+    if config.model.fusion.kind == "experts":
+        return {name: flops / 1e9 for name, flops in _ExpertCount(config).parts().items()}
     if (
         config.model.fusion.kind != "cross"
         or config.model.fusion.streams != "both"
         or config.model.image.hidden == "drop"
     ):
-        raise UserError("FLOPs are counted for recipe=maskvlm, whose encoders see hidden patches as tokens, only")
+        raise UserError(
+            "FLOPs are counted for recipe=eve and recipe=maskvlm, whose encoders see hidden patches as tokens"
+        )
     stacks = [config.model.image, config.model.text, config.objectives.get("masked_image", {}).get("decoder", {})]
     if {config.model.fusion.block_kind, *(stack.get("kind", "dense") for stack in stacks)} != {"dense"}:
         raise UserError("FLOPs are counted for dense blocks only")
-    if config.masking.masker:
-        raise UserError("FLOPs are not counted of the teacher, by which masking.masker hides")
     count = _Count(config, batch_size)
     parts = {"image_encoder": count.image_encoder(), "text_encoder": count.text_encoder(), "memory": count.memory()}
     parts |= {label: count.objective(options) for label, options in count.objectives.items()}
@@ -175,6 +180,56 @@ class _Count:
         """Views that are projected as a memory: those that the objective `name` reads, and matching the clean one."""
         views = {options.other for options in self.objectives.values() if options.name == name}
         return views | ({"clean"} if "matching" in self._names else set())
+
+
+class _ExpertCount:
+    """Forward FLOPs of the parts of a stream of experts (EVE), of which each position goes through a few.
+
+    Not counted is what a device computes beside them: experts that were not chosen, where all are computed, or rows
+    that fill groups up, where they are sorted.
+    """
+
+    def __init__(self, config: ConfigDict):
+        image, text, self._fusion = config.model.image, config.model.text, config.model.fusion
+        self._objectives = {label: one for label, one in config.objectives.items() if one.weight}
+        if image.depth or text.depth or any(one.get("other", "clean") != "clean" for one in self._objectives.values()):
+            raise UserError("FLOPs of experts are counted for encoders of depth 0 and one masked modality at a time")
+        grid, masking = image.image_size // image.patch, config.masking
+        self._patches, self._words, self._pixels = grid**2, text.max_length, 3 * image.patch**2
+        self._masked_patches = masked_patch_count(grid, cell=masking.image_cell, ratio=masking.image_ratio)
+        self._masked_tokens, self._vocabulary = masked_token_capacity(self._words, masking.text_ratio), text.vocab_size
+        self._balanced = any(one.name == "load_balance" for one in self._objectives.values())
+
+    def parts(self) -> dict[str, float]:
+        count = {"masked_image": self._masked_image, "masked_text": self._masked_text, "load_balance": lambda: 0.0}
+        if unknown := {one.name for one in self._objectives.values()} - count.keys():
+            raise UserError(f"the FLOPs of the objective {min(unknown)} are not known; set its weight to 0")
+        encoders = {"image_encoder": dense(self._patches, self._pixels, self._fusion.width), "text_encoder": 0.0}
+        return encoders | {label: count[one.name]() for label, one in self._objectives.items()}
+
+    def _masked_image(self) -> float:
+        width, read, shown = self._fusion.width, self._masked_patches, self._patches - self._masked_patches
+        decoder = ConfigDict({**self._fusion, **self._fusion.decoder})
+        blocks = (decoder.depth - 1) * encoder_block(decoder, self._patches)
+        blocks += attend_itself(decoder, self._patches, read) + feed_forward(decoder, read)
+        ends = dense(shown, width, decoder.width) + dense(read, decoder.width, width) + dense(read, width, self._pixels)
+        return self._stream(self._words + shown, shown) + blocks + ends
+
+    def _masked_text(self) -> float:
+        read = self._masked_tokens
+        return self._stream(self._words + self._patches, read) + dense(read, self._fusion.width, self._vocabulary)
+
+    def _stream(self, length: int, read: int) -> float:
+        """All blocks, the last one at `read` positions; where experts are balanced, up to its router at all."""
+        fusion, experts = self._fusion, self._fusion.experts
+        last = length if experts.layers and self._balanced else read
+        attention = (fusion.depth - 1) * attend_itself(fusion, length, length) + attend_itself(fusion, length, last)
+        below = fusion.depth - experts.layers
+        through = [length] * (fusion.depth - 1) + [read]  # positions of each block's feed-forward layer
+        routed = sum(through[below:]) * experts.top * 2 * dense(1, fusion.width, experts.mlp_ratio * fusion.width)
+        asked = [length] * (fusion.depth - 1) + [last]  # positions of each block's router
+        router = dense(sum(asked[below:]), fusion.width, experts.count)
+        return attention + feed_forward(fusion, sum(through[:below])) + routed + router
 
 
 def dense(rows: int, inputs: int, outputs: int) -> float:

@@ -57,6 +57,8 @@ RANGES = {
     r"(captions_per_image|match_images|choose_images|probe_limit|figures|finetune_steps)": COUNT,
     r"(resize|min_size|expected|against_distance|randaugment_ops|randaugment_magnitude)": COUNT,
     r"(mask_id|rerank_k)": COUNT_OR_AUTO,
+    r"experts\.(count|top)": SIZE,
+    r"experts\.layers": COUNT,
     r"quality": Range(1, 100, whole=True),
     r"pooling\.layers": Range(1, 2, whole=True),
     r"model\.temperature": Range(0.001, 0.5),  # where training keeps it, see models.vlm

@@ -47,6 +47,7 @@ def objective_class(name: str) -> Any:
     return plugins.load("maskvlm_jax.objectives", name, "Objective", "objective")
 
 
+_DROPPING = ("autoencoder", "experts")  # kinds of fusion that leave out what is hidden
 _POOLED = ("first", "mean", "both", "attention", "first+attention")
 _BLOCK_CHOICES = {"norm": ("pre", "post"), "activation": ("gelu", "gelu_tanh", "quick_gelu")}
 
@@ -149,25 +150,48 @@ def _check_blocks(config: ConfigDict) -> None:
     if len({block.width for block in blocks.values()}) > 1:
         widths = ", ".join(f"{name}.width {block.width}" for name, block in blocks.items())
         raise UserError(f"widths must be equal, they are {widths}; set the others by --config.NAME.width and .heads")
-    single_stream = model.fusion.kind in ("joint", "autoencoder")
+    single_stream = model.fusion.kind in ("joint", *_DROPPING)
     for name, block in blocks.items():
         if "heads" in block and block.width % block.heads:
             raise UserError(f"{name}.heads {block.heads} does not divide its width {block.width}")
         least = 0 if single_stream and name != "model.fusion" else 1
         if block.depth < least:
             raise UserError(f"{name}.depth is {block.depth}; give at least {least}")
-        _check_kind(name, block, cross=not single_stream and name not in ("model.image", "model.text"))
+        cross = not single_stream and name not in ("model.image", "model.text")
+        parts = {"CrossBlock": "cross block"} if cross else {"Block": "block"}
+        if name == "model.fusion" and model.fusion.kind == "experts":
+            parts = {"ModalityBlock": "block by modality", "RoutedBlock": "routed block"}
+        _check_kind(name, block, parts)
 
 
-def _check_kind(name: str, block: ConfigDict, *, cross: bool) -> None:
-    """The file that the blocks of a stack are in is there, and has such blocks."""
+def _check_kind(name: str, block: ConfigDict, parts: Mapping[str, str]) -> None:
+    """The file that the blocks of a stack are in is there, and has the classes `parts`, by what they are called."""
     key = "block_kind" if name == "model.fusion" else "kind"
     if key in block:
-        part, what = ("CrossBlock", "cross block") if cross else ("Block", "block")
-        try:
-            plugins.load("maskvlm_jax.models.blocks", block[key], part, what)
-        except UserError as error:
-            raise UserError(f"{name}.{key}: {error}") from error
+        for part, what in parts.items():
+            try:
+                plugins.load("maskvlm_jax.models.blocks", block[key], part, what)
+            except UserError as error:
+                raise UserError(f"{name}.{key}: {error}") from error
+
+
+def _check_experts(fusion: ConfigDict) -> None:
+    """Routed blocks are no more than all blocks, and chosen experts no more than all experts."""
+    experts = fusion.experts
+    _check_choice(experts, "model.fusion.experts.lower", ("modality", "shared"))
+    if experts.layers > fusion.depth:
+        raise UserError(f"model.fusion.experts.layers {experts.layers} is more than model.fusion.depth {fusion.depth}")
+    if experts.top > experts.count:
+        raise UserError(f"model.fusion.experts.top {experts.top} is more than their number, count {experts.count}")
+
+
+def _check_decoder(fusion: ConfigDict) -> None:
+    """The decoder of a fusion has blocks, and heads that share its width."""
+    decoder = {"heads": fusion.heads, "width": fusion.width, **fusion.decoder}
+    if decoder["depth"] < 1:
+        raise UserError(f"model.fusion.decoder.depth is {decoder['depth']}; give at least 1")
+    if decoder["width"] % decoder["heads"]:
+        raise UserError(f"model.fusion.decoder.heads {decoder['heads']} does not divide its width {decoder['width']}")
 
 
 def _check_fusion(config: ConfigDict) -> None:
@@ -183,8 +207,10 @@ def _check_fusion(config: ConfigDict) -> None:
         raise UserError(f"the image encoder has no class token (model.image.class_token=False), which {reader}")
     if image.distillation_token and not image.class_token:
         raise UserError("model.image.distillation_token follows a class token; set model.image.class_token to True")
-    if fusion.kind == "autoencoder" and fusion.decoder.depth < 1:
-        raise UserError(f"model.fusion.decoder.depth is {fusion.decoder.depth}; give at least 1")
+    if fusion.kind in _DROPPING:
+        _check_decoder(fusion)
+    if fusion.kind == "experts":
+        _check_experts(fusion)
     if masking.policy == "modality_aware" and not 0 <= masking.light_ratio <= min(
         masking.image_ratio, masking.text_ratio
     ):
@@ -192,10 +218,11 @@ def _check_fusion(config: ConfigDict) -> None:
             f"masking.light_ratio {masking.light_ratio} must not be above image_ratio {masking.image_ratio} "
             f"and text_ratio {masking.text_ratio}"
         )
-    if (image.hidden == "drop_in_fusion") != (fusion.kind == "autoencoder"):
+    if (image.hidden == "drop_in_fusion") != (fusion.kind in _DROPPING):
         raise UserError(f"model.image.hidden={image.hidden} does not go with model.fusion.kind={fusion.kind}")
     exact = masking.policy == "independent" and not masking.whole_word
-    if (image.hidden == "drop_in_fusion" and not exact) or (image.hidden == "drop" and masking.policy != "independent"):
+    hidden_dropped = image.hidden in ("drop", "drop_in_fusion")
+    if (fusion.kind == "autoencoder" and not exact) or (hidden_dropped and masking.policy != "independent"):
         raise UserError("only masks of an exact count can be dropped: set masking.policy=independent, whole_word=False")
     if image.get("embedding", "patch") == "conv" and image.patch & (image.patch - 1):
         raise UserError(f"model.image.patch {image.patch} is no power of two, as model.image.embedding=conv needs")
@@ -207,7 +234,7 @@ def _check_choices(config: ConfigDict) -> None:
     _check_choice(config.masking, "masking.text_corruption", ("mask", "bert"))
     _check_choice(config.masking, "masking.policy", ("independent", "modality_aware"))
     _check_choice(image, "model.image.hidden", ("token", "drop", "drop_in_fusion", "none"))
-    _check_choice(fusion, "model.fusion.kind", ("cross", "joint", "autoencoder", "none"))
+    _check_choice(fusion, "model.fusion.kind", ("cross", "joint", *_DROPPING, "none"))
     for block, key, choices in (
         (fusion, "model.fusion.streams", ("both", "text")),
         (image, "model.image.embedding", ("patch", "conv")),

@@ -108,6 +108,39 @@ def test_the_batch_counts_in_the_similarity_alone():
     assert {name for name in small if small[name] != large[name]} == {"contrastive"}
 
 
+EXPERTS = {
+    "eve": {},
+    "not_balanced": {"objectives__load_balance__weight": 0.0},
+    "one_block_of_narrow_experts": {"model__fusion__experts__layers": 1, "model__fusion__experts__mlp_ratio": 1},
+    "none": {"model__fusion__experts__layers": 0, "objectives__load_balance__weight": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_flops_of_experts_are_those_of_the_chosen_ones(name):
+    """Of the traced program where there are no others; more of them change what their router costs, and no more."""
+    values = {"model__fusion__depth": 3, "masking__image_cell": 1} | EXPERTS[name]
+    two, nine = (toy_config("recipe=eve", model__fusion__experts__count=count, **values) for count in (2, 9))
+    experts, patches, words = two.model.fusion.experts, 16, two.model.text.max_length
+    masked, tokens = 12, 9
+    rows = [words + patches - masked, words + patches] * max(experts.layers - 1, 0)
+    ends = [patches - masked, tokens] if experts.layers else []
+    biases = sum(flops.dense(count, experts.count, two.model.fusion.width) for count in rows + ends) / 1e9
+    counted = sum(flops.flops_per_pair(two, BATCH_SIZE).values())
+    assert counted == pytest.approx(traced_gflops(two) - biases, rel=1e-9)
+    asked = [words + patches - masked, words + patches] if two.objectives.load_balance.weight else ends
+    more = sum(flops.dense(count, two.model.fusion.width, 7) for count in rows + asked * bool(experts.layers)) / 1e9
+    assert sum(flops.flops_per_pair(nine, BATCH_SIZE).values()) == pytest.approx(counted + more, rel=1e-9)
+
+
+def test_flops_of_sorted_rows_are_at_most_half_as_many_again():
+    """Of the experts alone: what fills groups up is computed, whatever their number."""
+    for experts in (8, 16):
+        config = toy_config("recipe=eve", model__fusion__experts__count=experts, masking__image_cell=1)
+        counted = sum(flops.flops_per_pair(config, BATCH_SIZE).values())
+        assert counted < traced_gflops(config) < 1.5 * counted
+
+
 def test_an_unknown_objective_is_told():
     with pytest.raises(UserError, match="captioning"):
         flops.flops_per_pair(toy_config(objectives__matching__name="captioning"), BATCH_SIZE)

@@ -33,7 +33,7 @@ def stored(workdir):
     return params
 
 
-@pytest.mark.parametrize("recipe", ["maskvlm", "m3ae"])
+@pytest.mark.parametrize("recipe", ["maskvlm", "m3ae", pytest.param("eve", marks=pytest.mark.slow)])
 def test_positions_are_resized_and_all_else_stays(recipe, tmp_path, capsys):
     (tmp_path / "old").mkdir()
     exports.make_workdir(tmp_path / "old", toy_config(f"recipe={recipe}"))
@@ -42,7 +42,7 @@ def test_positions_are_resized_and_all_else_stays(recipe, tmp_path, capsys):
     assert found.keys() == before.keys()
     changed = {path for path in found if found[path].shape != before[path].shape}
     assert changed == {"vlm/image_encoder/position"} | (
-        {"vlm/fusion/image_slots/position"} if recipe == "m3ae" else set()
+        {"vlm/fusion/image_slots/position"} if recipe in ("m3ae", "eve") else set()
     )
     for path in found.keys() - changed:
         np.testing.assert_array_equal(found[path], before[path], err_msg=path)
