@@ -44,7 +44,7 @@ class ExpertStack(nnx.Module):
         mlp_ratio: int,
         rngs: nnx.Rngs,
     ):
-        self.by_modality, self.depth, self.below = lower == "modality", depth, depth - layers
+        self.by_modality, self.depth, self.below, self.heads = lower == "modality", depth, depth - layers, spec.heads
         routed = RoutedSpec(**dataclasses.asdict(spec), experts=count, top=top, expert_ratio=mlp_ratio)
         below = spec if self.by_modality else dataclasses.replace(spec, kind="dense")
         part = "ModalityBlock" if self.by_modality else "Block"
@@ -57,7 +57,7 @@ class ExpertStack(nnx.Module):
     @jax.named_scope("fusion")
     def body(self, x_BSD: jax.Array, valid_BS: jax.Array, words: int, key: jax.Array | None = None) -> jax.Array:
         """All blocks but the last, at every position; the first `words` are words."""
-        return self._until(self.depth - 1, self.norm_before(x_BSD), valid_BS, words, key)
+        return self._between(0, self.depth - 1, self.norm_before(x_BSD), valid_BS, words, key)
 
     @jax.named_scope("fusion")
     def last(
@@ -78,18 +78,39 @@ class ExpertStack(nnx.Module):
     @jax.named_scope("fusion")
     def attention_weights(self, x_BSD: jax.Array, valid_BS: jax.Array, words: int, layer: int) -> jax.Array:
         """weights_BHSS: how much each position attends to each other one in one layer, without dropout."""
-        x_BSD = self._until(layer, self.norm_before(x_BSD), valid_BS, words, None)
+        x_BSD = self._between(0, layer, self.norm_before(x_BSD), valid_BS, words)
         stack, layer = self._place(layer)
         return stack.layer(layer).attention_weights(x_BSD, valid_BS)
 
-    def _until(self, stop: int, x_BSD: jax.Array, valid_BS: jax.Array, words: int, key: jax.Array | None) -> jax.Array:
-        """The first `stop` blocks."""
+    @jax.named_scope("fusion")
+    def probed(
+        self, x_BSD: jax.Array, valid_BS: jax.Array, words: int, layer: int, added_BHSS: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `JointStack.probed`."""
+        x_BSD = self._between(0, layer, self.norm_before(x_BSD), valid_BS, words)
+        stack, place = self._place(layer)
+        weights_BHSS = stack.layer(place).attention_weights(x_BSD, valid_BS)
+        apply = self._apply(stack, words, words)
+        x_BSD = stack.once(place, apply, x_BSD, valid_BS, None, None, added_BHSS)
+        x_BSD = self._between(layer + 1, self.depth, x_BSD, valid_BS, words)
+        return x_BSD if self.norm is None else self.norm(x_BSD), weights_BHSS
+
+    def _between(
+        self,
+        start: int,
+        stop: int,
+        x_BSD: jax.Array,
+        valid_BS: jax.Array,
+        words: int,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The blocks start:stop."""
         keys = layer_keys(key, self.depth)
         for stack, first in ((self.lower_blocks, 0), (self.routed_blocks, self.below)):
             apply = self._apply(stack, words, words)
             own = None if keys is None else keys[first : first + stack.depth]
             run = lambda block, x, key, apply=apply: apply(block, x, valid_BS, key)  # noqa: E731
-            x_BSD = stack.scan(run, x_BSD, own, stop=min(stop - first, stack.depth))
+            x_BSD = stack.scan(run, x_BSD, own, start=max(start - first, 0), stop=min(stop - first, stack.depth))
         return x_BSD
 
     def _place(self, layer: int) -> tuple[Stack, int]:
@@ -172,6 +193,13 @@ class ExpertFusion(OneStream):
         words = text.sequence_BSD.shape[1]
         weights_BHSS = self.encoder.attention_weights(x_BSD, valid_BS, words, layer_number(layer, self.encoder.depth))
         return Attention(weights_BHSS[:, :, :words, words:], weights_BHSS[:, :, words:, :words])
+
+    def probed(self, image: Side, text: Side, layer: int, added_BHLN: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x_BSD, valid_BS = join(text.sequence_BSD, text.valid_BS, image.sequence_BSD, image.valid_BS)
+        words, patches = text.sequence_BSD.shape[1], image.sequence_BSD.shape[1]
+        added_BHSS = jnp.pad(added_BHLN, ((0, 0), (0, 0), (0, patches), (words, 0)))
+        out_BSD, weights_BHSS = self.encoder.probed(x_BSD, valid_BS, words, layer, added_BHSS)
+        return out_BSD[:, 0].astype(jnp.float32), weights_BHSS[:, :, :words, words:]
 
     def match(self, image: PairSide, text: PairSide, keys: Keys = (None, None)) -> jax.Array:
         """pair_PD: the encoder's output at the start token, nothing hidden."""

@@ -17,7 +17,7 @@ from tests.conftest import toy_config
 from tests.models.test_joint import SIZES, batch_for
 from tests.reference import numpy_heat, toy
 
-RECIPES = ("maskvlm", "albef", "m3ae")  # two streams, one, a joint sequence
+RECIPES = ("maskvlm", "albef", "m3ae", "eve")  # two streams, one, a joint sequence, experts
 DEPTH = 3
 LAYERS = (1, DEPTH - 1)
 MATCHING = {"name": "matching", "weight": 1.0, "negatives": "random"}
@@ -27,6 +27,8 @@ def config_of(recipe, depth=DEPTH, **values):
     config = toy_config(f"recipe={recipe}", **(SIZES | {"model__fusion__depth": depth} | values))
     if "matching" not in config.objectives:
         config.objectives.matching = MATCHING
+    if recipe == "eve":  # a difference must not choose other experts
+        config.model.fusion.experts.top = config.model.fusion.experts.count
     return config
 
 

@@ -31,12 +31,13 @@ class ModalityBlock(Attending):
         valid_BS: Valid = None,
         key: jax.Array | None = None,
         read_BR: jax.Array | None = None,
+        added_BHRS: jax.Array | None = None,
         *,
         words: int,
         read_words: int,
     ) -> jax.Array:
         key1, *keys = (None, None, None) if key is None else jax.random.split(key, 3)
-        x_BRD = self.attended(x_BSD, valid_BS, key1, read_BR)
+        x_BRD = self.attended(x_BSD, valid_BS, key1, read_BR, added_BHRS)
         cut = words if read_BR is None else read_words
         parts = {"text": x_BRD[:, :cut], "image": x_BRD[:, cut:]}
         run = [
@@ -67,6 +68,7 @@ class RoutedBlock(Attending):
         valid_BS: Valid = None,
         key: jax.Array | None = None,
         read_BR: jax.Array | None = None,
+        added_BHRS: jax.Array | None = None,
         *,
         words: int,
         read_words: int,
@@ -86,7 +88,7 @@ class RoutedBlock(Attending):
                 _hand_out(router_BRJ, valid_BS)
             return self._mixed(y_BRD, router_BRJ)
 
-        return self.added(mixed, self.norm2, self.attended(x_BSD, valid_BS, key1, read_BR), key2)
+        return self.added(mixed, self.norm2, self.attended(x_BSD, valid_BS, key1, read_BR, added_BHRS), key2)
 
     def _mixed(self, y_BRD: jax.Array, router_BRJ: jax.Array) -> jax.Array:
         return self.experts(y_BRD, *routing.chosen(router_BRJ, self.top))
