@@ -56,7 +56,7 @@ def second_first(batch, replaced):
 # --- the loss --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("second", "combine"), [("nothing", "concat"), ("picture", "concat"), ("both", "compare")])
+@pytest.mark.parametrize(("second", "combine"), [("nothing", "concat"), ("both", "compare")])
 def test_the_loss_and_its_gradient_are_those_of_the_equation(second, combine):
     learner = make_learner(second=second, combine=combine)
     (graphdef, params), batch = split_model(learner), make_batch()
@@ -81,23 +81,10 @@ def test_the_loss_and_its_gradient_are_those_of_the_equation(second, combine):
     toy.assert_trees_close(gradient, expected.gradient, 2e-5)
 
 
-def test_a_second_pair_trains_the_encoders_too():
-    learner = make_learner(second="picture", combine="compare")
-    graphdef, params = split_model(learner)
-
-    def loss(params, other):
-        batch = make_batch() | {"other": other}
-        return nnx.merge(graphdef, params)(batch, KEY).loss
-
-    gradients = jax.jit(jax.grad(loss))
-    one, two = (gradients(params, make_batch(seed=seed)["other"]) for seed in (0, 1))
-    path = "vlm/image_encoder"
-    changed = [
-        name
-        for name, value in toy.by_path(one).items()
-        if name.startswith(path) and not np.allclose(value, toy.by_path(two)[name])
-    ]
-    assert len(changed) > 5
+def test_a_second_pair_has_a_gradient_down_to_its_pixels():
+    learner, batch = make_learner(second="picture", combine="compare"), make_batch()
+    gradient = jax.jit(jax.grad(lambda other: learner({**batch, "other": other}, KEY).loss))(batch["other"])
+    assert np.all(np.abs(gradient).max(axis=(1, 2, 3)) > 0)
 
 
 # --- the second pair -------------------------------------------------------------------------------------------------
@@ -169,9 +156,9 @@ def test_dropout_of_the_two_pairs_is_drawn_apart():
 # --- microbatches ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fusion", ["both streams", "joint"])
+@pytest.mark.parametrize("fusion", ["text alone", "joint"])
 def test_microbatches_give_the_loss_and_the_gradient_of_the_whole_batch(fusion):
-    learner, batch = make_learner(fusion=fusion, second="both", combine="compare"), make_batch(size=6)
+    learner, batch = make_learner(fusion=fusion, second="text", combine="compare"), make_batch(size=6)
     graphdef, params = split_model(learner)
 
     @jax.jit

@@ -1,6 +1,7 @@
 """What generated examples of tasks share: each is a function of (seed, split, index) alone, as the scenes are."""
 
 import hashlib
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -52,18 +53,17 @@ class Generated:
         return hashlib.sha256(key.encode()).hexdigest()
 
     def dice(self, index: int, part: int = 0) -> Dice:
-        """The rolls of an example, without end; or those of one of its parts, up to 15."""
-        bits = np.random.Philox(key=self._key(index, part))
-        return Dice(_words(bits))
+        """The rolls of an example, without end, or of one of its parts, 0 to 7."""
+        return Dice(_words(np.random.Philox(key=self._key(index, part))))
 
     def drawn(self, scene: Scene, index: int, part: int) -> np.ndarray:
-        """A picture of the scene, (image_size, image_size, 3) uint8, with noise of that part of the example."""
+        """A picture of the scene, (image_size, image_size, 3) uint8, with the noise of that part of the example."""
         noise = np.random.Philox(key=self._key(index, part + 8)).random_raw(noise_words(self.image_size))
         return draw(scene, noise, image_size=self.image_size)
 
     def _key(self, index: int, part: int) -> int:
         """Of a stream of bits; that of `Scenes` has the split alone above the index."""
-        split = list(SPLIT_LENGTHS).index(self.split)
+        split, index = list(SPLIT_LENGTHS).index(self.split), operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name}: index {index} is not among the {len(self)} of {self.split}")
         return self.seed << 64 | self.stream << 56 | part << 52 | split << 48 | index

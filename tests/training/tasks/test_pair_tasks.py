@@ -23,11 +23,18 @@ METRICS = {
 FLAGS = ["--config.evaluation.extra_splits=()", "--config.evaluation.batch_size=5"]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The workdir of a model to start from."""
+    folder = tmp_path_factory.mktemp("trained")
+    exports.make_workdir(folder, toy_config())
+    return folder
+
+
 @pytest.mark.parametrize("task", METRICS)
-def test_a_task_is_trained_and_scored_and_scored_again(cli, tmp_path, task):
-    exports.make_workdir(tmp_path / "trained", toy_config())
+def test_a_task_is_trained_and_scored_and_scored_again(cli, trained, tmp_path, task):
     flags = [flag for flag in toy_flags(steps=3, evaluation__limit=16) if "decoder" not in flag]
-    flags += [f"--config.checkpoint={tmp_path / 'trained'}", *FLAGS]
+    flags += [f"--config.checkpoint={trained}", *FLAGS]
     process = cli(f"--config=configs/finetune.py:task={task}", *flags, f"--workdir={tmp_path / 'run'}")
     assert process.returncode == 0, process.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
