@@ -55,17 +55,23 @@ def test_questions_of_which_no_answer_is_listed_do_not_count(learner):
     )
     score = np.zeros((SIZE, 6), np.float32)
     score[1, 2], score[2, 5] = 1.0, 0.3
-    ctx = learner.context({**toy.batch(SIZE), "answers": score})
-    terms, metrics = objective(ctx, jax.random.key(0))
-    np.testing.assert_array_equal(terms.valid, [False, True, True, False])
-    best = np.argmax(objective.logits(ctx), axis=1)  # the fused vectors are not computed twice
-    np.testing.assert_allclose(metrics["score"], (score[1, best[1]] + score[2, best[2]]) / 2, rtol=1e-6)
-    np.testing.assert_array_equal(objective.answer_scores(ctx, None), objective.logits(ctx))
+
+    @jax.jit
+    def computed(batch):
+        ctx = learner.context(batch)
+        terms, metrics = objective(ctx, jax.random.key(0))
+        return terms.valid, metrics["score"], objective.logits(ctx), objective.answer_scores(ctx, None)
+
+    counted, mean_score, logits, ranked = computed({**toy.batch(SIZE), "answers": score})
+    np.testing.assert_array_equal(counted, [False, True, True, False])
+    best = np.argmax(logits, axis=1)
+    np.testing.assert_allclose(mean_score, (score[1, best[1]] + score[2, best[2]]) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(ranked, logits)
 
 
 def test_at_first_one_answer_is_thought_right(learner):
     objective = answer_classes.Objective(learner.vlm, shared=toy.shared(), count=50, rngs=nnx.Rngs(0))
-    logits = objective.logits(learner.context(toy.batch(SIZE)))
+    logits = jax.jit(lambda batch: objective.logits(learner.context(batch)))(toy.batch(SIZE))
     np.testing.assert_allclose(jax.nn.sigmoid(logits).sum(axis=1), np.full(SIZE, 50 / 51), rtol=1e-5)
 
 
@@ -105,11 +111,12 @@ def test_the_loss_of_texts_is_that_of_every_answer_by_its_share(learner, texts, 
     tokens, valid = (x.reshape(SIZE, 2, LENGTH) for x in encoded(rng, 2 * SIZE))
     share = np.array([[0.7, 0.3], [1, 0], [0, 0], [0.5, 0.1]], np.float32)
     arrays = {"answer_text_tokens": tokens, "answer_text_valid": valid, "answer_text_share": share}
-    terms = jax.jit(lambda batch: texts(learner.context(batch), jax.random.key(0))[0])({**batch, **arrays})
+    loss = jax.jit(lambda batch: texts(learner.context(batch), jax.random.key(0))[0][:2])
+    value, counted = loss({**batch, **arrays})
     memory = memory_of(learner, texts)(batch)
     found = [slow_likelihood(last, memory, tokens[:, g], valid[:, g]) for g in range(2)]
-    np.testing.assert_allclose(terms.value, -(share * np.stack(found, axis=1)).sum(axis=1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(terms.valid, [True, True, False, True])
+    np.testing.assert_allclose(value, -(share * np.stack(found, axis=1)).sum(axis=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(counted, [True, True, False, True])
 
 
 def test_answers_are_ranked_by_their_first_token_and_then_as_a_whole(learner, texts, last):

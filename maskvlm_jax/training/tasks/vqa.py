@@ -15,9 +15,9 @@ def task(config: ConfigDict, here: str) -> None:
     generated = config.data.get("source") == "scenes"
     if generated:
         config.data.source = "maskvlm_jax.data.scenes.questions"
-        config.steps, config.batch_size = 3_000, 128
+        # Questions have words that captions have not: what is learned is more than a head.
+        config.steps, config.eval_every, config.checkpoint_every = 2_400, 400, 400
         config.optim.lr = config.optim.encoder_lr = 1e-3
-        config.eval_every = config.checkpoint_every = 500
     else:
         config.data.source, config.data.images, config.data.splits = "vqa", "", ConfigDict(SUBSETS)
         # Most of the picture must be there, and on the side that the answer tells.

@@ -39,9 +39,9 @@ def make_files(root):
     return given
 
 
-def flags_of(task, root, trained, **values):
-    flags = [flag for flag in toy_flags(steps=3, evaluation__limit=0, **values) if "decoder" not in flag]
-    flags += [f"--config=configs/finetune.py:task={task},data=files", f"--config.data.root={root}"]
+def flags_of(task, root, trained):
+    flags = [f"--config=configs/finetune.py:task={task},data=files", f"--config.data.root={root}"]
+    flags += [flag for flag in toy_flags(steps=3, evaluation__limit=0) if "decoder" not in flag]
     return [*flags, f"--config.checkpoint={trained}", "--config.data.fields.answers.least=2"]
 
 
