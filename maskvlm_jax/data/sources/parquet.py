@@ -83,7 +83,8 @@ class Parquet:
         usual = (*_USUAL_CAPTIONS, *_NESTED_CAPTIONS)
         self._others = [name for name in others if name in pictures and name != self._image]
         self._pictures = pictures
-        self.classes = next((names for name in self._others if (names := footers[0].classes.get(name))), ())
+        named = footers[0].classes
+        self.classes = next((named[name] for name in self._others if name in named), ())
         numbered = [name for name in self._others if name in footers[0].numbers]
         self._caption, self._of_classes = choose_captions(captions, numbered, caption_key, usual, where=where)
         # The column, and the field of its structs that is read.

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from maskvlm_jax.evaluators import linear_probe, logistic
 from maskvlm_jax.evaluators.classes import Predictions
@@ -71,7 +72,8 @@ def test_where_the_validation_split_is_scored_a_fifth_of_training_is_held_out(tm
     folders(tmp_path / "set", "train", ["cat", "dog", "red panda"], count=10)
     folders(tmp_path / "set", "val", ["cat", "dog", "zebra"])
     values = {"data__source": "image_folder", "data__root": str(tmp_path / "set"), "evaluation__split": "val"}
-    label = {f"data__fields__shape__{key}": value for key, value in (("key", "label"), ("classes", ()), ("count", 0))}
+    field = {"name": "label", "key": "label", "classes": (), "count": 0}
+    label = {f"data__fields__{name}": ConfigDict(field) for name in ("shape", "colour")}
     evaluation, params = evaluation_of(
         "linear_probe", tmp_path, **values, **label, **QUICK, evaluation__extra_splits=()
     )
