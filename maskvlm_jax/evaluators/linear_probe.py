@@ -64,8 +64,8 @@ class Evaluator(Classes):
     """linear_probe_accuracy and linear_probe_accuracy_per_class, in percent; of another label than `label`
     linear_probe_LABEL_accuracy.
 
-    Options: `label`, the array that holds the right class; `features`, one of `FEATURES`; `train_limit`, first training
-    examples only, 0 = all; `steps` of a fit at most.
+    Options: `label`, the array that holds the right class; `features`, one of `FEATURES`; `train_limit`, so many
+    training examples, spread evenly over the split, 0 = all; `steps` of a fit at most.
     """
 
     _probe: Probe | None = None
@@ -133,9 +133,9 @@ class Evaluator(Classes):
         found = logistic.fit(feature_IF, label_I, classes, strength, steps=options["steps"])
         return Probe(found, strength, chosen_on, len(label_I))
 
-    def _features(self, predictor: Predictor, split: str, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """feature_IF and label_I of a split; `limit` None = as it is scored."""
-        data, size, parts = self.run.data(split, limit), self.options["batch_size"], []
+    def _features(self, predictor: Predictor, split: str, spread: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """feature_IF and label_I of a split, see `ScoredRun.data`."""
+        data, size, parts = self.run.data(split, spread), self.options["batch_size"], []
         function = FEATURES[self.options["features"]]
         for start in range(0, len(data.images), size):
             pictures, valid = padded(np.arange(start, min(start + size, len(data.images))), size)

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from maskvlm_jax.data import examples, run_tokenizer
 from maskvlm_jax.data.evaluation_set import EvaluationSet, load_evaluation
 from maskvlm_jax.data.sources.opening import open_source, open_training_source
+from maskvlm_jax.data.sources.training_set import Spread
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.settings import rules
 
@@ -27,33 +28,32 @@ class ScoredRun:
         self.config, self.tokenizer = config, tokenizer
         self.trained_on = config.data if trained_on is None else trained_on
         self.objectives = rules.active_objectives(config)
-        self._sets: dict[tuple[str, int], EvaluationSet] = {}
+        self._sets: dict[tuple[str, int | None], EvaluationSet] = {}
 
-    def data(self, split: str, limit: int | None = None) -> EvaluationSet:
+    def data(self, split: str, spread: int | None = None) -> EvaluationSet:
         """The pictures and captions of a split.
 
         Args:
-            limit: first pictures only, 0 = all; None = as many as are scored.
+            spread: as many pictures, spread evenly over the split, 0 = all; None = those that are scored.
         """
-        limit = self.config.evaluation.limit if limit is None else limit
-        if (split, limit) not in self._sets:
+        if (split, spread) not in self._sets:
             config, image, options = self.config, self.config.model.image, self.config.evaluation
             source = open_source(config.data.to_dict(), split, image.image_size)
             found = load_evaluation(
-                source,
+                source if spread is None else Spread(source, spread),
                 examples.fields_of(config, self.tokenizer),
                 image_size=image.image_size,
                 masking_options=config.masking.to_dict(),
                 seed=options.seed,
-                limit=limit,
+                limit=options.limit if spread is None else 0,
                 captions_per_image=options.captions_per_image,
                 memory=int(1e9 * options.memory_gb),
                 one_at_a_time=config.masking.policy == "modality_aware" or image.hidden == "token",
             )
-            self._sets[split, limit] = found
+            self._sets[split, spread] = found
             if broken := found.broken:
                 print(f"warning: {len(broken)} picture(s) of {split} cannot be used and are left out: {broken[0]}")
-        return self._sets[split, limit]
+        return self._sets[split, spread]
 
     def training_captions(self, pictures: int) -> Iterator[str]:
         """Captions of the first pictures that the run was trained on.

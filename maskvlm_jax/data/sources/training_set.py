@@ -60,3 +60,35 @@ class Limited:
     def fingerprint(self) -> str:
         """The source's own: the limit is part of the config."""
         return self._source.fingerprint
+
+
+class Spread:
+    """As many examples of a source as are wanted, spread evenly over it: of a set that is sorted by class some of each.
+
+    Args:
+        count: of examples; 0 = all, and all where there are fewer.
+    """
+
+    def __init__(self, source: Source, count: int):
+        self._source, self._count = source, min(count or len(source), len(source))
+        self.report, self.classes = source.report, getattr(source, "classes", ())
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[self._place(index)]
+
+    def id(self, index: int) -> str:
+        return self._source.id(self._place(index))
+
+    def captions(self, index: int) -> list[str]:
+        return self._source.captions(self._place(index))
+
+    @property
+    def fingerprint(self) -> str:
+        """The source's own."""
+        return self._source.fingerprint
+
+    def _place(self, index: int) -> int:
+        return index * len(self._source) // self._count

@@ -9,6 +9,7 @@ from PIL import Image
 
 from configs import pretrain
 from maskvlm_jax.data.sources import opening
+from maskvlm_jax.data.sources.training_set import Spread
 from maskvlm_jax.runtime.errors import UserError
 
 
@@ -117,3 +118,13 @@ def test_what_is_not_there_is_told(root):
     (root / "empty").mkdir()
     with pytest.raises(UserError, match="there is no picture in a folder of its class"):
         opened(root, "empty")
+
+
+def test_a_few_examples_are_spread_over_the_classes(root):
+    source = opened(root, "train")
+    assert [Spread(source, 2).id(i) for i in range(2)] == [source.id(0), source.id(2)]
+    assert [Spread(source, count)[0]["label"] for count in (0, 1, 99)] == [0, 0, 0]
+    assert [len(Spread(source, count)) for count in (0, 3, 4, 99)] == [4, 3, 4, 4]
+    three = Spread(source, 3)
+    assert {three[i]["label"] for i in range(3)} == {0, 1} and three.captions(2) == three[2]["captions"]
+    assert three.classes == source.classes and three.report == source.report
