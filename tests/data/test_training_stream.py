@@ -200,10 +200,9 @@ def test_pair_ids_are_equal_for_equal_captions_or_equal_pictures():
 
 def test_an_unknown_source_is_an_error():
     config = toy_config(data__source="sceens")
-    with pytest.raises(UserError) as error:
+    message = r"there is no data source 'sceens'; choose among .*files, .*scenes, .*webdataset, or a \.py file$"
+    with pytest.raises(UserError, match=message):
         open_source(config.data.to_dict(), "train", 32)
-    kinds = "array_record, files, nlvr2, parquet, product_pairs, scenes, snli_ve, tfds, webdataset"
-    assert str(error.value) == f"there is no data source 'sceens'; choose among {kinds}, or a .py file"
 
 
 def test_the_caption_does_not_change_the_image_mask(source, tokenizer):
