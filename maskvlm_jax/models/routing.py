@@ -137,41 +137,41 @@ def through_chosen(
     """The experts on the rows that chose them: rows in groups of one expert each, a product a group."""
     groups = grouped(ids_MO.reshape(-1), len(up_JDW))
     rows, top = ids_MO.shape
-    x_NOD = jnp.broadcast_to(x_MD[:, None], (rows, top, x_MD.shape[1]))
-    x_ZRD = moved(x_NOD.reshape(-1, x_MD.shape[1]), groups.row_ZR, groups.slot_N)
+    x_MOD = jnp.broadcast_to(x_MD[:, None], (rows, top, x_MD.shape[1]))
+    x_ZRD = moved(x_MOD.reshape(-1, x_MD.shape[1]), groups.row_ZR, groups.slot_M)
     hidden_ZRW = by_group(x_ZRD.reshape(*groups.row_ZR.shape, -1), up_JDW, up_bias_JW, groups.expert_Z, product, "")
     out_ZRD = by_group(hidden_ZRW, down_JWD, down_bias_JD, groups.expert_Z, product, activation)
-    out_MOD = moved(out_ZRD.reshape(-1, x_MD.shape[1]), groups.slot_N, groups.row_ZR).reshape(x_NOD.shape)
+    out_MOD = moved(out_ZRD.reshape(-1, x_MD.shape[1]), groups.slot_M, groups.row_ZR).reshape(x_MOD.shape)
     return jnp.sum(out_MOD.astype(jnp.float32) * weights_MO[:, :, None], axis=1).astype(x_MD.dtype)
 
 
 class Groups(NamedTuple):
     """Rows sorted into groups of R slots that have one expert each; the last groups of an expert are not full.
 
-    expert_Z: of each group. row_ZR: what each slot holds, the number of rows where it holds none. slot_N: where each
+    expert_Z: of each group. row_ZR: what each slot holds, the number of rows where it holds none. slot_M: where each
     row is, counted through all groups.
     """
 
     expert_Z: jax.Array
     row_ZR: jax.Array
-    slot_N: jax.Array
+    slot_M: jax.Array
 
 
-def grouped(ids_N: jax.Array, experts: int) -> Groups:
-    """Groups of the rows whose experts are `ids_N`; as many slots as any choice could need."""
-    rows = len(ids_N)
+def grouped(ids_M: jax.Array, experts: int) -> Groups:
+    """Groups of the rows whose experts are `ids_M`; as many slots as any choice could need."""
+    rows = len(ids_M)
     # Half of what an expert gets where all get as much: at most half as many slots again are empty.
     size = max(1, min(MOST_ROWS, rows // (2 * experts)))
     count = rows // size + experts
-    order_N = jnp.argsort(ids_N, stable=True)
-    place_N = jnp.zeros(rows, jnp.int32).at[order_N].set(jnp.arange(rows, dtype=jnp.int32), unique_indices=True)
-    rows_J = jnp.sum(jax.nn.one_hot(ids_N, experts, dtype=jnp.int32), axis=0)
+    order_M = jnp.argsort(ids_M, stable=True)
+    place_M = jnp.zeros(rows, jnp.int32).at[order_M].set(jnp.arange(rows, dtype=jnp.int32), unique_indices=True)
+    rows_J = jnp.sum(jax.nn.one_hot(ids_M, experts, dtype=jnp.int32), axis=0)
     groups_J = -(-rows_J // size)
     first_row_J, ends_J = jnp.cumsum(rows_J) - rows_J, jnp.cumsum(groups_J)
-    slot_N = size * (ends_J - groups_J)[ids_N] + place_N - first_row_J[ids_N]
-    row_ZR = jnp.full(count * size, rows, jnp.int32).at[slot_N].set(jnp.arange(rows, dtype=jnp.int32))
+    slot_M = size * (ends_J - groups_J)[ids_M] + place_M - first_row_J[ids_M]
+    row_ZR = jnp.full(count * size, rows, jnp.int32).at[slot_M].set(jnp.arange(rows, dtype=jnp.int32))
     expert_Z = jnp.minimum(jnp.searchsorted(ends_J, jnp.arange(count), side="right"), experts - 1)
-    return Groups(expert_Z, row_ZR.reshape(count, size), slot_N)
+    return Groups(expert_Z, row_ZR.reshape(count, size), slot_M)
 
 
 @jax.custom_vjp

@@ -71,9 +71,9 @@ def test_every_row_has_one_slot_of_a_group_of_its_expert():
         ids = np.minimum(RNG.geometric(0.5, rows) - 1, experts - 1)
         groups = jax.tree.map(np.asarray, routing.grouped(jnp.asarray(ids), experts))
         flat, size = groups.row_ZR.reshape(-1), groups.row_ZR.shape[1]
-        np.testing.assert_array_equal(flat[groups.slot_N], np.arange(rows))
+        np.testing.assert_array_equal(flat[groups.slot_M], np.arange(rows))
         np.testing.assert_array_equal(np.sort(flat[flat < rows]), np.arange(rows))
-        np.testing.assert_array_equal(groups.expert_Z[groups.slot_N // size], ids)
+        np.testing.assert_array_equal(groups.expert_Z[groups.slot_M // size], ids)
         assert groups.row_ZR.size <= rows + experts * size and (size == 1 or experts * size <= rows / 2)
 
 
