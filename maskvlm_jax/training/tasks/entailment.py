@@ -13,7 +13,7 @@ from maskvlm_jax.training.tasks import reading
 
 def task(config: ConfigDict, here: str) -> None:
     if reading.choose(config, scenes="hypotheses", files="snli_ve", splits=snli_ve.FILES, images="flickr30k-images"):
-        config.steps = 2_000
+        config.steps = 1_500
         config.eval_every = config.checkpoint_every = 500
     reading.set_length(config, epochs=5.0, batch_size=256)
     classes = snli_ve.LABELS
