@@ -4,8 +4,9 @@
         --config.checkpoint=runs/maskvlm-tiny-scenes
 
 The structure after the colon is that of the pre-training run. A recipe without a contrastive space (mlim, m3ae) learns
-to match against random negatives. Pictures and captions that a batch holds more than once are positives of each other.
-How many candidates are re-ranked may be chosen on the validation split: `--config.evaluation.rerank_k=-1`.
+to match against random negatives. Of the papers' sizes, pictures and captions that a batch holds more than once are
+positives of each other (`--config.objectives.contrastive.positives=all`; at the other sizes they are left out). How
+many candidates are re-ranked may be chosen on the validation split: `--config.evaluation.rerank_k=-1`.
 
 Differs from the paper: the picture size is that of pre-training unless `--config.model.image.image_size` gives another
 (384 pixels there; positions are resized), and the last step is scored beside the best one, which `best/` holds.
@@ -26,8 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name += "-retrieval"
     config.objectives = ConfigDict()
     if config.model.embed:
-        config.objectives.contrastive = ConfigDict(parts.contrastive())
-        config.objectives.contrastive.positives = "all"  # as ALBEF
+        # positives: own | all (equal pictures and captions of other examples are positives too, as ALBEF has it)
+        config.objectives.contrastive = ConfigDict({**parts.contrastive(), "positives": "own"})
     if config.model.fusion.kind != "none":
         config.objectives.matching = ConfigDict(parts.matching())
         config.objectives.matching.negatives = "hard" if config.model.embed else "random"
@@ -35,6 +36,8 @@ def get_config(arg: str = "") -> ConfigDict:
     if config.batch_size >= 512:
         # The paper: 15 epochs of COCO or Flickr30k, batch 256, 1e-5.
         config.batch_size, config.epochs = 256, 15.0
+        if config.model.embed:
+            config.objectives.contrastive.positives = "all"
         config.optim.lr = config.optim.encoder_lr = 1e-5
         config.optim.warmup_steps, config.eval_every, config.checkpoint_every = 0, 440, 440
     else:

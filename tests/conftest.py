@@ -43,7 +43,13 @@ TOY = {
 
 # Files that take minutes: the workers begin with these, so that none is left with one when the others have nothing.
 LONG = ("training/test_train_step", "test_failures", "training/test_resume", "runtime/test_buckets", "test_frozen")
-LONG += ("models/test_joint", "serving/exports/test_exporting", "test_benchmarks", "training/test_freeze", "test_how_to_add")
+LONG += (
+    "models/test_joint",
+    "serving/exports/test_exporting",
+    "test_benchmarks",
+    "training/test_freeze",
+    "test_how_to_add",
+)
 LONG += ("notebooks/test_notebooks",)
 
 

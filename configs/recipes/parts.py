@@ -39,8 +39,7 @@ def matching(setting: Setting | None = None) -> dict:
 
 def contrastive(weight: float = 1.0) -> dict:
     """The in-batch contrastive loss."""
-    # positives: own | all (equal pictures and captions of other examples are positives too)
-    return {"name": "contrastive", "weight": weight, "positives": "own"}
+    return {"name": "contrastive", "weight": weight}
 
 
 # The papers sum their losses unweighted. In a short run the contrastive gradient, divided by the temperature, is the

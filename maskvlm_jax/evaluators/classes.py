@@ -15,7 +15,7 @@ from maskvlm_jax.data.evaluation_set import padded
 from maskvlm_jax.evaluators import base, confusion
 from maskvlm_jax.evaluators.predictor import Predictor
 from maskvlm_jax.evaluators.scored_run import ScoredRun
-from maskvlm_jax.objectives.base import Classifies, objective_of
+from maskvlm_jax.objectives.base import Classifies, label_of, objective_of
 from maskvlm_jax.objectives.learner import Learner
 
 
@@ -97,8 +97,9 @@ class Classes(base.Evaluator):
 
     def names(self, split: str) -> Sequence[str]:
         """Names of the classes, in the order of their numbers; () = they have none."""
-        objective = objective_of(self.run.objectives, Classifies)
-        return names_of(self.run, objective.label if objective else "label", split)
+        objective = label_of(self.run.objectives, Classifies)
+        options = {} if objective is None else self.run.config.objectives[objective]
+        return names_of(self.run, options.get("label", "label"), split)
 
     def predictions(self, predictor: Predictor, split: str) -> Predictions | None:
         """What the model tells of each example of a split; None if it tells no classes."""

@@ -156,7 +156,7 @@ def test_dropout_of_the_two_pairs_is_drawn_apart():
 # --- microbatches ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fusion", ["text alone", "joint"])
+@pytest.mark.parametrize("fusion", ["text alone", pytest.param("joint", marks=pytest.mark.slow)])
 def test_microbatches_give_the_loss_and_the_gradient_of_the_whole_batch(fusion):
     learner, batch = make_learner(fusion=fusion, second="text", combine="compare"), make_batch(size=6)
     graphdef, params = split_model(learner)

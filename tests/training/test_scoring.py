@@ -165,6 +165,7 @@ def test_a_split_that_is_named_twice_is_scored_once(tmp_path):
         run = SimpleNamespace(config=toy_config(evaluation__split="novel", evaluation__extra_splits=("novel", "val")))
         prepare = staticmethod(lambda params: None)
         all = staticmethod(lambda params, split: scored.append(split) or {"recall": 1.0})
+        write_files = staticmethod(lambda split, folder: None)
         figures = staticmethod(lambda params, split, folder: {})
         protocol = staticmethod(lambda split: {"split": split})
 

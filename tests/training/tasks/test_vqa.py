@@ -83,6 +83,7 @@ def test_answers_are_learned_from_files_and_scored_alike_wherever_the_run_is_rea
     assert len(rows) == 6 and all(row["answer"] in listed for row in rows)
 
 
+@pytest.mark.slow
 def test_answers_as_texts_start_from_the_fusion_and_are_scored(cli, trained, tmp_path):
     given = make_files(tmp_path)
     flags = flags_of("vqa_text", tmp_path, trained)
