@@ -1,40 +1,14 @@
-"""Readers of SNLI-VE, NLVR2 and pairs of products: what a file says, what is left out and counted, what is refused."""
+"""Readers of SNLI-VE and NLVR2: what a file says, what is left out and counted, what is refused."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from maskvlm_jax.data.batch import MEAN_COLOUR
-from maskvlm_jax.data.sources import nlvr2, product_pairs, snli_ve
+from maskvlm_jax.data.sources import nlvr2, snli_ve
 from maskvlm_jax.data.sources.opening import existing_splits, open_source
 from maskvlm_jax.runtime.errors import UserError
-
-
-def data_of(source: str, root: Path, splits: dict[str, str], **changes) -> dict:
-    data = {"source": source, "root": str(root), "images": "images", "splits": splits, "split": "train"}
-    return data | {"mixture": {}, "clean": "none", "max_missing": 0.5, **changes}
-
-
-def write_pictures(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / "images" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
-
-
-def write_lines(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def examples(source) -> list[dict]:
-    found = [source[i] for i in range(len(source))]
-    assert [(one["id"], one["captions"]) for one in found] == [
-        (source.id(i), source.captions(i)) for i in range(len(source))
-    ]
-    return found
-
+from tests.data.sources.annotated import data_of, examples, write_lines, write_pictures
 
 # --- SNLI-VE ---------------------------------------------------------------------------------------------------------
 
@@ -238,93 +212,3 @@ def test_two_pairs_of_one_identifier_are_refused(tmp_path: Path) -> None:
     write_pictures(tmp_path, *pair_names("dev-1-0"))
     with pytest.raises(UserError, match=r"row 2: the id 'dev-1-0-0' is that of train.json row 1 too"):
         open_nlvr(tmp_path, [judged("dev-1-0-0"), judged("dev-1-0-0", "False")])
-
-
-# --- pairs of products -----------------------------------------------------------------------------------------------
-
-HEADER = "image1,text1,image2,text2,label"
-
-
-def open_products(root: Path, *rows: str, header: str = HEADER, **changes):
-    (root / "train.csv").write_text("\n".join([header, *rows, ""]), encoding="utf-8")
-    return open_source(data_of("product_pairs", root, product_pairs.FILES, **changes), "train", 32)
-
-
-@pytest.fixture
-def products(tmp_path: Path) -> Path:
-    write_pictures(tmp_path, "a.jpg", "b.jpg", "é.jpg")
-    return tmp_path
-
-
-def test_pairs_of_products_are_read(products: Path) -> None:
-    source = open_products(products, 'a.jpg,"a  cup, blue",b.jpg,Tasse é,1', "", "b.jpg,x,é.jpg,y,0")
-    assert examples(source)[0] == {
-        "id": "a.jpg#0",
-        "image": b"a.jpg",
-        "captions": ["a cup, blue"],
-        "image2": b"b.jpg",
-        "text2": "Tasse é",
-        "label": 1,
-        "absent": [],
-    }
-    assert source[1]["image2"] == "é.jpg".encode() and source[1]["label"] == 0 and source.report == {}
-
-
-def test_pairs_of_products_may_have_ids_and_their_columns_any_order(products: Path) -> None:
-    header = "label,id,text2,image2,text1,image1"
-    source = open_products(products, "0,p7,two,b.jpg,one,a.jpg", header=header)
-    assert (source.id(0), source.captions(0), source[0]["text2"]) == ("p7", ["one"], "two")
-    with pytest.raises(UserError, match=r"train.csv row 3: the id 'p7' is that of train.csv row 2 too"):
-        open_products(products, "0,p7,two,b.jpg,one,a.jpg", "1,p7,two,b.jpg,one,a.jpg", header=header)
-
-
-@pytest.mark.parametrize(
-    ("row", "absent"),
-    [
-        (",one,b.jpg,two,1", ["image"]),
-        ("a.jpg,,b.jpg,two,1", ["captions"]),
-        ("a.jpg,one,,two,1", ["image2"]),
-        ("a.jpg,one,b.jpg,  ,1", ["text2"]),
-        (",one,b.jpg,,1", ["image", "text2"]),
-    ],
-)
-def test_what_is_empty_is_absent(products: Path, row: str, absent: list[str]) -> None:
-    example = open_products(products, row)[0]
-    assert example["absent"] == absent and example["captions"][0]
-    for key, name in (("image", b"a.jpg"), ("image2", b"b.jpg")):
-        stands = np.all(example[key] == MEAN_COLOUR) if key in absent else example[key] == name
-        assert stands, key
-    assert (example["text2"] == "") == ("text2" in absent)
-
-
-def test_a_pair_that_says_nothing_of_one_product_or_lacks_a_file_is_left_out(products: Path) -> None:
-    source = open_products(products, "a.jpg,one,,,1", ",,b.jpg,two,0", "c.jpg,one,b.jpg,two,0", "a.jpg,one,b.jpg,two,0")
-    assert len(source) == 1
-    assert source.report == {"rows_with_an_empty_product": 2, "missing_pictures": 1, "rows_without_picture": 1}
-
-
-def test_both_texts_are_cleaned_alike(products: Path) -> None:
-    source = open_products(products, "a.jpg,One-Two!,b.jpg,Three/Four?,1", "a.jpg,??,b.jpg,x,1", clean="albef")
-    assert source.captions(0) == ["one two"] and source[0]["text2"] == "three four"
-    assert source[1]["absent"] == ["captions"]
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("a.jpg,one,b.jpg,two,2", r"train.csv row 2: the label '2' must be 1, the same product, or 0, another"),
-        ("a.jpg,one,b.jpg,two,", r"row 2: the label '' must be"),
-        ("a.jpg,one,two,b.jpg,two,1", r"row 2: 6 columns instead of 5; put quotes around a text with commas"),
-        ('a.jpg,"one,b.jpg,two,1', r"unexpected end of data; check the quotes"),
-        ("../a.jpg,one,b.jpg,two,1", r"row 2: picture name '../a.jpg' is not a path inside the picture folder"),
-    ],
-)
-def test_a_row_of_products_that_is_wrong_is_named(products: Path, row: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        open_products(products, row)
-
-
-@pytest.mark.parametrize("header", ["image1,text1,image2,text2", "a,b", "", f"{HEADER},label"])
-def test_another_header_is_refused(products: Path, header: str) -> None:
-    with pytest.raises(UserError, match=r"train.csv row 1: the header is .*; give image1,text1,image2,text2,label"):
-        open_products(products, "a.jpg,one,b.jpg,two,1", header=header)
