@@ -22,9 +22,8 @@ from maskvlm_jax.training.tasks import reading
 
 def task(config: ConfigDict, here: str) -> None:
     if reading.choose(config, scenes="products", files="product_pairs", splits=product_pairs.FILES, images="images"):
-        config.steps = 2_500
+        config.steps = 2_000
         config.eval_every = config.checkpoint_every = 500
-        config.optim.lr = config.optim.encoder_lr = 1e-3
     reading.set_length(config, epochs=10.0, batch_size=128)
     config.data.modality_dropout = 0.3
     config.data.fields.label = ConfigDict({"name": "label", "key": "label", "classes": (0, 1), "count": 2})
