@@ -8,6 +8,7 @@ Three arrangements share one small grammar. A phrase is `size texture colour sha
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import TypeVar
 
 from maskvlm_jax.data.scenes.world import PLACES, Dice, Scene, SceneObject, true_relations
@@ -38,7 +39,7 @@ def caption(scene: Scene, dice: Dice) -> str:
     One caption in twelve leaves out one of three objects; all others mention every object by colour and shape.
     """
     mentioned = _mentioned(scene, dice)
-    arrangement = _pick(_ARRANGEMENTS, dice)
+    arrangement = pick(_ARRANGEMENTS, dice)
     if _repeats(mentioned) and dice.roll(2):
         words = _counted(mentioned, dice)
     elif arrangement == "list":
@@ -54,7 +55,7 @@ def caption(scene: Scene, dice: Dice) -> str:
 
 def _mentioned(scene: Scene, dice: Dice) -> list[SceneObject]:
     """The objects in the order in which the caption mentions them."""
-    mentioned = [scene.objects[i] for i in _pick(_ORDERS[len(scene.objects)], dice)]
+    mentioned = [scene.objects[i] for i in pick(_ORDERS[len(scene.objects)], dice)]
     # A group is only counted whole, so nothing is left out where a kind repeats.
     if len(mentioned) == 3 and dice.roll(12) == 0 and not _repeats(mentioned):
         mentioned.pop()
@@ -76,34 +77,45 @@ def _phrase(thing: SceneObject, details: int) -> list[str]:
 
 
 def _with_article(phrase: list[str]) -> list[str]:
-    return ["an" if phrase[0] == "orange" else "a", *phrase]
+    return [article(phrase[0]), *phrase]
+
+
+def article(word: str) -> str:
+    """The article before a word."""
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def plural(shape: str) -> str:
+    """Several of a shape."""
+    return f"{shape}es" if shape == "cross" else f"{shape}s"
 
 
 def _joined(phrases: list[list[str]], dice: Dice) -> list[str]:
     """The phrases one after another, sometimes with a joining word before the last."""
-    joint = _pick(("", "", "", "and", "with"), dice)
+    joint = pick(("", "", "", "and", "with"), dice)
     if joint and len(phrases) > 1:
         phrases.insert(-1, [joint])
     return [word for phrase in phrases for word in phrase]
 
 
-def _pick(choices: tuple[T, ...], dice: Dice) -> T:
+def pick(choices: Sequence[T], dice: Dice) -> T:
+    """One of the choices, each as likely."""
     return choices[dice.roll(len(choices))]
 
 
 def _listed(things: list[SceneObject], dice: Dice) -> list[str]:
-    details = _pick(_PLACED[len(things)], dice)
+    details = pick(_PLACED[len(things)], dice)
     return _joined([[*_phrase(thing, details), PLACES[thing.place]] for thing in things], dice)
 
 
 def _chained(things: list[SceneObject], dice: Dice, *, sentence: bool) -> list[str]:
-    details = _pick(_RELATED[len(things)], dice)
+    details = pick(_RELATED[len(things)], dice)
     phrases = [_phrase(thing, details) for thing in things]
     if sentence:
         phrases = [_with_article(phrase) for phrase in phrases]
     words = ["there is", *phrases[0]] if sentence else phrases[0]
     for (before, after), phrase in zip(itertools.pairwise(things), phrases[1:], strict=True):
-        words += _pick(true_relations(before, after), dice), *phrase
+        words += pick(true_relations(before, after), dice), *phrase
     return words
 
 
@@ -124,4 +136,4 @@ def _group_phrase(group: list[SceneObject]) -> list[str]:
         words.append(first.size)
     if all(thing.texture == first.texture for thing in group):
         words.append(first.texture)
-    return [*words, first.colour, first.shape + ("es" if first.shape == "cross" else "s")]
+    return [*words, first.colour, plural(first.shape)]

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from maskvlm_jax.data.scenes.drawing import draw, noise_words
-from maskvlm_jax.data.scenes.source import SPLIT_LENGTHS, Scenes
+from maskvlm_jax.data.scenes.source import Scenes, bits_of
+from maskvlm_jax.data.scenes.source import existing_splits as existing_splits
 from maskvlm_jax.data.scenes.world import (
     NOVEL_KINDS,
     PLACES,
@@ -34,8 +35,7 @@ from maskvlm_jax.data.sources.base import Source
 
 MOST_OBJECTS = 3
 
-_VERSION = 1  # of the generator: raise it whenever any picture or expression changes
-_STREAM = 1  # sets these streams of bits apart from those of the scenes themselves
+_VERSION = 2  # of the generator: raise it whenever any picture or expression changes
 _ROLLS = 3
 _KINDS = ("looks", "looks", "place", "relation")
 _DETAILS = ("size", "texture", "colour")
@@ -45,11 +45,6 @@ _LOOKS = tuple(itertools.chain.from_iterable(itertools.combinations(_DETAILS, n)
 def open_split(data: Mapping[str, Any], split: str, *, image_size: int) -> Source:
     """The split `split`, drawn from the seed `data.scenes_seed` at `image_size` pixels."""
     return Expressions(split=split, image_size=image_size, seed=data["scenes_seed"])
-
-
-def existing_splits(data: Mapping[str, Any]) -> Sequence[str]:
-    """All of them: they are made, not read."""
-    return tuple(SPLIT_LENGTHS)
 
 
 class Expressions:
@@ -96,11 +91,9 @@ class Expressions:
         return hashlib.sha256(f"expressions {_VERSION} {self._scenes.fingerprint}".encode()).hexdigest()
 
     def _bits(self, index: int) -> np.random.Philox:
-        """The example's own stream of bits: seed, stream, split and index each have their own bits of the 128-bit
-        key."""
-        scenes = self._scenes
-        split, place = list(SPLIT_LENGTHS).index(scenes.split), int(scenes.id(index).rpartition("-")[2])
-        return np.random.Philox(key=scenes.seed << 64 | _STREAM << 56 | split << 48 | place)
+        """The example's own stream of bits."""
+        number = int(self._scenes.id(index).rpartition("-")[2])  # an index that there is
+        return bits_of(self._scenes.seed, self._scenes.split, number, stream="expressions")
 
     def _drawn(self, bits: np.random.Philox) -> tuple[Scene, int, str, str]:
         """The scene, the number of the object that is meant, the kind of the expression and its words."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from maskvlm_jax.data.scenes.drawing import draw, noise_words
-from maskvlm_jax.data.scenes.source import SPLIT_LENGTHS, Scenes
+from maskvlm_jax.data.scenes.source import Scenes, bits_of
 from maskvlm_jax.data.scenes.world import NOVEL_KINDS, SEEN_KINDS, Dice, Scene, SceneObject
 
 Kind = tuple[str, str]  # colour and shape
@@ -24,14 +24,12 @@ class Generated:
         split, image_size, seed, length: as of `Scenes`.
 
     Attributes:
-        name, version: of what is made; the version is raised whenever any example changes.
-        stream: which of the random streams beside that of `Scenes`, from 1 on.
+        name, version: of what is made; the version is raised whenever any example changes. The name is of `STREAMS`.
         kinds: the (colour, shape) that occur in the split.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
-    stream: ClassVar[int]
 
     def __init__(self, *, split: str, image_size: int = 64, seed: int = 0, length: int | None = None):
         self._scenes = Scenes(split=split, image_size=image_size, seed=seed, length=length)
@@ -54,19 +52,18 @@ class Generated:
 
     def dice(self, index: int, part: int = 0) -> Dice:
         """The rolls of an example, without end, or of one of its parts, 0 to 7."""
-        return Dice(_words(np.random.Philox(key=self._key(index, part))))
+        return Dice(_words(self._bits(index, part)))
 
     def drawn(self, scene: Scene, index: int, part: int) -> np.ndarray:
         """A picture of the scene, (image_size, image_size, 3) uint8, with the noise of that part of the example."""
-        noise = np.random.Philox(key=self._key(index, part + 8)).random_raw(noise_words(self.image_size))
+        noise = self._bits(index, part + 8).random_raw(noise_words(self.image_size))
         return draw(scene, noise, image_size=self.image_size)
 
-    def _key(self, index: int, part: int) -> int:
-        """Of a stream of bits; that of `Scenes` has the split alone above the index."""
-        split, index = list(SPLIT_LENGTHS).index(self.split), operator.index(index)
+    def _bits(self, index: int, part: int) -> np.random.Philox:
+        index = operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name}: index {index} is not among the {len(self)} of {self.split}")
-        return self.seed << 64 | self.stream << 56 | part << 52 | split << 48 | index
+        return bits_of(self.seed, self.split, index, stream=self.name, part=part)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         raise NotImplementedError
@@ -75,11 +72,6 @@ class Generated:
 def _words(bits: np.random.Philox) -> Iterator[int]:
     while True:
         yield from bits.random_raw(32).tolist()
-
-
-def pick(choices: Sequence[Any], dice: Dice) -> Any:
-    """One of the choices, each as likely."""
-    return choices[dice.roll(len(choices))]
 
 
 def near(kind: Kind, kinds: Sequence[Kind]) -> tuple[Kind, ...]:
@@ -92,13 +84,3 @@ def near(kind: Kind, kinds: Sequence[Kind]) -> tuple[Kind, ...]:
 def repainted(thing: SceneObject, kind: Kind) -> SceneObject:
     """The object in another colour and shape."""
     return thing._replace(colour=kind[0], shape=kind[1])
-
-
-def plural(shape: str) -> str:
-    """Several of a shape."""
-    return f"{shape}es" if shape == "cross" else f"{shape}s"
-
-
-def article(word: str) -> str:
-    """The article before a word."""
-    return "an" if word[0] in "aeiou" else "a"

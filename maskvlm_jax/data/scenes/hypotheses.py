@@ -13,8 +13,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from maskvlm_jax.data.scenes.generated import Generated, Kind, article, near, pick, repainted
-from maskvlm_jax.data.scenes.source import SPLIT_LENGTHS
+from maskvlm_jax.data.scenes.captions import article, pick
+from maskvlm_jax.data.scenes.generated import Generated, Kind, near, repainted
+from maskvlm_jax.data.scenes.source import existing_splits as existing_splits
 from maskvlm_jax.data.scenes.world import PLACES, SIZES, TEXTURES, Dice, Scene, SceneObject, sample_scene
 from maskvlm_jax.data.sources.base import Source
 from maskvlm_jax.data.sources.snli_ve import LABELS
@@ -35,11 +36,6 @@ def open_split(data: Mapping[str, Any], split: str, *, image_size: int) -> Sourc
     return Hypotheses(split=split, image_size=image_size, seed=data["scenes_seed"])
 
 
-def existing_splits(data: Mapping[str, Any]) -> Sequence[str]:
-    """All of them: they are made, not read."""
-    return tuple(SPLIT_LENGTHS)
-
-
 class Hypothesis(NamedTuple):
     """A scene, which of `LINES` is covered, what is said of it, and which of `LABELS` that has."""
 
@@ -54,7 +50,6 @@ class Hypotheses(Generated):
 
     name: ClassVar[str] = "hypotheses"
     version: ClassVar[int] = 1
-    stream: ClassVar[int] = 1
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         one = self.hypothesis(index)

@@ -6,12 +6,12 @@ differs from the first in the colour or shape, the texture or the size of one ob
 or a text of one of the two.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from maskvlm_jax.data.scenes.captions import caption
-from maskvlm_jax.data.scenes.generated import Generated, near, pick, repainted
-from maskvlm_jax.data.scenes.source import SPLIT_LENGTHS
+from maskvlm_jax.data.scenes.captions import caption, pick
+from maskvlm_jax.data.scenes.generated import Generated, near, repainted
+from maskvlm_jax.data.scenes.source import existing_splits as existing_splits
 from maskvlm_jax.data.scenes.world import BACKGROUNDS, SIZES, SLOPE, TEXTURES, Dice, Scene, SceneObject, sample_scene
 from maskvlm_jax.data.sources.base import Source
 
@@ -22,11 +22,6 @@ _LACKING = 8  # one pair in so many
 def open_split(data: Mapping[str, Any], split: str, *, image_size: int) -> Source:
     """The pairs of a split, drawn from the seed `data.scenes_seed`."""
     return Products(split=split, image_size=image_size, seed=data["scenes_seed"])
-
-
-def existing_splits(data: Mapping[str, Any]) -> Sequence[str]:
-    """All of them: they are made, not read."""
-    return tuple(SPLIT_LENGTHS)
 
 
 class Pair(NamedTuple):
@@ -43,7 +38,6 @@ class Products(Generated):
 
     name: ClassVar[str] = "products"
     version: ClassVar[int] = 1
-    stream: ClassVar[int] = 3
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.pair(index)

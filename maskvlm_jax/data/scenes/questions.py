@@ -11,10 +11,9 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from maskvlm_jax.data.scenes.captions import NUMBERS
-from maskvlm_jax.data.scenes.source import SPLIT_LENGTHS, Scenes
+from maskvlm_jax.data.scenes.captions import NUMBERS, article, pick, plural
+from maskvlm_jax.data.scenes.source import Scenes, bits_of
+from maskvlm_jax.data.scenes.source import existing_splits as existing_splits
 from maskvlm_jax.data.scenes.world import (
     BACKGROUNDS,
     COLOURS,
@@ -36,8 +35,7 @@ PEOPLE = 10  # who answer each question, all alike
 _COUNTED = ("none", *NUMBERS[1:])
 ANSWERS = ("yes", "no", *_COUNTED, *COLOURS, *SHAPES, *SIZES, *TEXTURES, *PLACES, *BACKGROUNDS)
 
-_VERSION = 1  # of the questions: raise it whenever any of them changes
-_KEY = 0x5100  # beside the split's number in the key of the bits: a scene's own has 0 there
+_VERSION = 2  # of the questions: raise it whenever any of them changes
 _ROLLS = 16  # set aside for a question
 
 Asked = tuple[str, str]  # a question and its answer
@@ -46,11 +44,6 @@ Asked = tuple[str, str]  # a question and its answer
 def open_split(data: Mapping[str, Any], split: str, *, image_size: int) -> Source:
     """The questions about the split `split` of generated scenes, drawn from the seed `data.scenes_seed`."""
     return SceneQuestions(Scenes(split=split, image_size=image_size, seed=data["scenes_seed"]))
-
-
-def existing_splits(data: Mapping[str, Any]) -> Sequence[str]:
-    """All of them: they are made, not read."""
-    return tuple(SPLIT_LENGTHS)
 
 
 class SceneQuestions:
@@ -90,10 +83,10 @@ class SceneQuestions:
 
     def question(self, index: int) -> tuple[str, str, str]:
         """(kind, question, answer) of a scene."""
-        scene, split = self._scenes.scene(index), list(SPLIT_LENGTHS).index(self._scenes.split)
-        key = self._scenes.seed << 64 | (_KEY | split) << 48 | operator.index(index)
-        dice = Dice(np.random.Philox(key=key).random_raw(_ROLLS).tolist())
-        kind = _pick([kind for kind in _KINDS if _can_be_asked(kind, scene)], dice)
+        scene = self._scenes.scene(index)
+        bits = bits_of(self._scenes.seed, self._scenes.split, operator.index(index), stream="questions")
+        dice = Dice(bits.random_raw(_ROLLS).tolist())
+        kind = pick([kind for kind in _KINDS if _can_be_asked(kind, scene)], dice)
         if kind == "there":
             return kind, *_there(scene, dice, NOVEL_KINDS if self._scenes.split == "novel" else SEEN_KINDS)
         return kind, *_KINDS[kind](scene, dice)
@@ -102,10 +95,6 @@ class SceneQuestions:
     def fingerprint(self) -> str:
         """Of the scenes and the questions about them."""
         return f"{self._scenes.fingerprint}-questions-{_VERSION}"
-
-
-def _pick(choices: Sequence[Any], dice: Dice) -> Any:
-    return choices[dice.roll(len(choices))]
 
 
 def _can_be_asked(kind: str, scene: Scene) -> bool:
@@ -123,7 +112,7 @@ def _called(scene: Scene, thing: SceneObject, dice: Dice, *, hidden: str = "") -
     names = _names(scene, thing, hidden)
     if not names or (hidden != "place" and dice.roll(4) == 0):
         return f"the one {PLACES[thing.place]}"
-    return _pick(names, dice)
+    return pick(names, dice)
 
 
 def _names(scene: Scene, thing: SceneObject, hidden: str) -> list[str]:
@@ -145,76 +134,71 @@ def _name(thing: SceneObject, keys: Sequence[str]) -> str:
     return " ".join(["the", *words] if "shape" in keys else ["the", *words, "one"])
 
 
-def _plural(shape: str) -> str:
-    return shape + ("es" if shape == "cross" else "s")
-
-
 # --- kinds of questions ----------------------------------------------------------------------------------------------
 
 
 def _colour(scene: Scene, dice: Dice) -> Asked:
-    thing = _pick(scene.objects, dice)
+    thing = pick(scene.objects, dice)
     return f"what colour is {_called(scene, thing, dice, hidden='colour')}", thing.colour
 
 
 def _shape(scene: Scene, dice: Dice) -> Asked:
-    thing = _pick(scene.objects, dice)
+    thing = pick(scene.objects, dice)
     return f"what shape is {_called(scene, thing, dice, hidden='shape')}", thing.shape
 
 
 def _size(scene: Scene, dice: Dice) -> Asked:
-    thing = _pick(scene.objects, dice)
+    thing = pick(scene.objects, dice)
     return f"is {_called(scene, thing, dice, hidden='size')} small or large", thing.size
 
 
 def _texture(scene: Scene, dice: Dice) -> Asked:
-    thing = _pick(scene.objects, dice)
+    thing = pick(scene.objects, dice)
     return f"is {_called(scene, thing, dice, hidden='texture')} plain striped or dotted", thing.texture
 
 
 def _place(scene: Scene, dice: Dice) -> Asked:
-    thing = _pick([thing for thing in scene.objects if _names(scene, thing, "place")], dice)
+    thing = pick([thing for thing in scene.objects if _names(scene, thing, "place")], dice)
     return f"where is {_called(scene, thing, dice, hidden='place')}", PLACES[thing.place]
 
 
 def _background(scene: Scene, dice: Dice) -> Asked:
-    thing = _pick(scene.objects, dice)
+    thing = pick(scene.objects, dice)
     return f"what is {_called(scene, thing, dice)} on", scene.background
 
 
 def _count(scene: Scene, dice: Dice) -> Asked:
     """How many there are of a shape, a colour, a texture or a size; as often none as one, and two where there are."""
-    key, values = _pick((("shape", SHAPES), ("colour", COLOURS), ("texture", TEXTURES), ("size", SIZES)), dice)
+    key, values = pick((("shape", SHAPES), ("colour", COLOURS), ("texture", TEXTURES), ("size", SIZES)), dice)
     counts = {value: sum(getattr(thing, key) == value for thing in scene.objects) for value in values}
-    number = _pick(sorted(set(counts.values())), dice)
-    value = _pick([value for value, count in counts.items() if count == number], dice)
-    return f"how many {_plural(value)}" if key == "shape" else f"how many are {value}", _COUNTED[number]
+    number = pick(sorted(set(counts.values())), dice)
+    value = pick([value for value, count in counts.items() if count == number], dice)
+    return f"how many {plural(value)}" if key == "shape" else f"how many are {value}", _COUNTED[number]
 
 
 def _there(scene: Scene, dice: Dice, kinds: Sequence[tuple[str, str]]) -> Asked:
     """Whether there is a shape of a colour, a texture or a size."""
-    key = _pick(("colour", "colour", "texture", "size"), dice)
+    key = pick(("colour", "colour", "texture", "size"), dice)
     choices = {"texture": TEXTURES, "size": SIZES}
     possible = kinds if key == "colour" else tuple(itertools.product(choices[key], dict.fromkeys(s for _, s in kinds)))
     shown = {(getattr(thing, key), thing.shape) for thing in scene.objects}
     if dice.roll(2):
-        what, answer = _pick(sorted(shown), dice), "yes"
+        what, answer = pick(sorted(shown), dice), "yes"
     else:
         absent = [kind for kind in possible if kind not in shown]
         # Every second one has the word or the shape of something that is there.
         near = [kind for kind in absent if any(kind[0] == word or kind[1] == shape for word, shape in shown)]
-        what, answer = _pick(near if near and dice.roll(2) else absent, dice), "no"
-    article = "an" if what[0] == "orange" else "a"
-    return f"is there {article} {' '.join(what)}", answer
+        what, answer = pick(near if near and dice.roll(2) else absent, dice), "no"
+    return f"is there {article(what[0])} {' '.join(what)}", answer
 
 
 def _relation(scene: Scene, dice: Dice) -> Asked:
     """Whether two objects lie as is said; never of one object."""
-    thing, other = _pick(tuple(itertools.permutations(scene.objects, 2)), dice)
+    thing, other = pick(tuple(itertools.permutations(scene.objects, 2)), dice)
     true = true_relations(thing, other)
     answer = ("no", "yes")[dice.roll(2)]
-    said = _pick(true if answer == "yes" else [one for one in RELATIONS if one not in true], dice)
-    names = [_pick(_names(scene, one, "place") or [f"the one {PLACES[one.place]}"], dice) for one in (thing, other)]
+    said = pick(true if answer == "yes" else [one for one in RELATIONS if one not in true], dice)
+    names = [pick(_names(scene, one, "place") or [f"the one {PLACES[one.place]}"], dice) for one in (thing, other)]
     return f"is {names[0]} {said} {names[1]}", answer
 
 

@@ -8,13 +8,10 @@ split.
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from maskvlm_jax.data.scenes.source import SPLIT_LENGTHS, Scenes
+from maskvlm_jax.data.scenes.source import Scenes
+from maskvlm_jax.data.scenes.source import existing_splits as existing_splits
 from maskvlm_jax.data.scenes.world import COUNTS, NOVEL_KINDS, SEEN_KINDS, Dice, Scene, sample_scene, showing
 from maskvlm_jax.data.sources.base import Source
-
-_KEY = 0x5100  # added to the number of the split: none of these scenes is one of `Scenes`
 
 
 def open_split(data: Mapping[str, Any], split: str, *, image_size: int) -> Source:
@@ -24,6 +21,8 @@ def open_split(data: Mapping[str, Any], split: str, *, image_size: int) -> Sourc
 
 class Singles(Scenes):
     """Random access to the scenes of one split: an example is a pure function of (seed, split, index)."""
+
+    _stream = "singles"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = super().__getitem__(index)
@@ -38,11 +37,7 @@ class Singles(Scenes):
     @property
     def fingerprint(self) -> str:
         """A sha256 in hex that tells apart any two sources with different examples."""
-        return self._digest("singles 1")
-
-    def _bits(self, index: int) -> np.random.Philox:
-        split = _KEY + list(SPLIT_LENGTHS).index(self.split)
-        return np.random.Philox(key=self.seed << 64 | split << 48 | self._checked(index))
+        return self._digest("singles 2")
 
     def _scene(self, words: list[int]) -> Scene:
         one = showing(COUNTS.index(1), len(COUNTS))

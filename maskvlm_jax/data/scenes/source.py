@@ -6,6 +6,7 @@ occur in no other split, so it measures whether what was learnt of colours and o
 
 import hashlib
 import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,39 @@ SPLIT_LENGTHS = {"train": 100_000, "val": 1_000, "test": 1_000, "novel": 1_000}
 CAPTIONS_PER_SCENE = 5
 MIN_IMAGE_SIZE = 32  # a small object is 6 pixels across there
 
+# Streams of bits beside that of the scenes themselves: no two kinds of examples share one.
+STREAMS = {
+    name: number
+    for number, name in enumerate(
+        ("hypotheses", "statements", "products", "expressions", "singles", "questions", "swaps"), start=1
+    )
+}
+
 _VERSION = 3  # of the generator: raise it whenever any picture or caption changes
 _ITEM_WORDS = SCENE_ROLLS + CAPTIONS_PER_SCENE * CAPTION_ROLLS
 
 
+def bits_of(seed: int, split: str, index: int, *, stream: str = "", part: int = 0) -> np.random.Philox:
+    """The stream of bits of one example: each argument has its own bits of the 128-bit key.
+
+    Args:
+        stream: of `STREAMS`; "" = the scenes' own.
+        part: 0 to 15, of an example that takes several.
+    """
+    number = STREAMS[stream] if stream else 0
+    key = seed << 64 | number << 56 | part << 52 | list(SPLIT_LENGTHS).index(split) << 48 | index
+    return np.random.Philox(key=key)
+
+
+def existing_splits(data: Mapping[str, Any]) -> Sequence[str]:
+    """All splits: they are made, not read."""
+    return tuple(SPLIT_LENGTHS)
+
+
 class Scenes:
     """Random access to the scenes of one split: an example is a pure function of (seed, split, index)."""
+
+    _stream = ""
 
     def __init__(self, *, split: str, image_size: int = 64, seed: int = 0, length: int | None = None):
         """Opens a split; `length` None means its usual length.
@@ -105,9 +133,8 @@ class Scenes:
         return index
 
     def _bits(self, index: int) -> np.random.Philox:
-        """The example's own stream of bits: seed, split and index each have their own bits of the 128-bit key."""
-        split = list(SPLIT_LENGTHS).index(self.split)
-        return np.random.Philox(key=self.seed << 64 | split << 48 | self._checked(index))
+        """The example's own stream of bits."""
+        return bits_of(self.seed, self.split, self._checked(index), stream=self._stream)
 
     def _words(self, index: int) -> list[int]:
         """The words that decide the scene and its captions; the noise of the picture comes after them in the stream."""

@@ -15,8 +15,9 @@ Half of the pictures show something that is nearly what is spoken of, a red ring
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from maskvlm_jax.data.scenes.generated import Generated, Kind, article, near, pick, plural, repainted
-from maskvlm_jax.data.scenes.source import SPLIT_LENGTHS
+from maskvlm_jax.data.scenes.captions import article, pick, plural
+from maskvlm_jax.data.scenes.generated import Generated, Kind, near, repainted
+from maskvlm_jax.data.scenes.source import existing_splits as existing_splits
 from maskvlm_jax.data.scenes.world import Dice, Scene, sample_scene
 from maskvlm_jax.data.sources.base import Source
 from maskvlm_jax.data.sources.nlvr2 import LABELS
@@ -30,11 +31,6 @@ Shown = tuple[tuple[Kind, ...], tuple[Kind, ...]]  # what the left picture shows
 def open_split(data: Mapping[str, Any], split: str, *, image_size: int) -> Source:
     """The statements of a split, drawn from the seed `data.scenes_seed`."""
     return Statements(split=split, image_size=image_size, seed=data["scenes_seed"])
-
-
-def existing_splits(data: Mapping[str, Any]) -> Sequence[str]:
-    """All of them: they are made, not read."""
-    return tuple(SPLIT_LENGTHS)
 
 
 class Statement(NamedTuple):
@@ -67,7 +63,6 @@ class Statements(Generated):
 
     name: ClassVar[str] = "statements"
     version: ClassVar[int] = 1
-    stream: ClassVar[int] = 2
 
     def id(self, index: int) -> str:
         first, number = self._scenes.id(index - index % PAIRS), index % PAIRS

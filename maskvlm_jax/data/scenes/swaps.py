@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from maskvlm_jax.data.scenes.captions import article, pick
 from maskvlm_jax.data.scenes.drawing import draw, noise_words
-from maskvlm_jax.data.scenes.source import SPLIT_LENGTHS, Scenes
+from maskvlm_jax.data.scenes.source import Scenes
+from maskvlm_jax.data.scenes.source import existing_splits as existing_splits
 from maskvlm_jax.data.scenes.world import (
     COUNTS,
     NOVEL_KINDS,
@@ -38,7 +40,6 @@ KINDS = ("swap_colour", "swap_shape", "swap_texture", "swap_place", "swap_relati
 _ATTRIBUTES = KINDS[:-1]  # a relation is none
 FAMILY = "swap_attribute"
 
-_KEY = 0x5200  # added to the number of the split: none of these scenes is one of `Scenes`
 _CAPTION_ROLLS = 8
 _TRIES = 64  # scenes that are drawn until one can be swapped; of each at least one in five can
 _JOINTS = ("", "", "", "and", "with")
@@ -55,6 +56,8 @@ class Swaps(Scenes):
 
     An example is {"id", "image", "captions": [true, false], "kind", "family"}; the kinds take turns.
     """
+
+    _stream = "swaps"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         drawn = self._drawn(index)
@@ -82,11 +85,10 @@ class Swaps(Scenes):
     @property
     def fingerprint(self) -> str:
         """A sha256 in hex that tells apart any two sources with different examples."""
-        return self._digest("swaps 1")
+        return self._digest("swaps 2")
 
     def _drawn(self, index: int) -> "_Drawn":
-        split = _KEY + list(SPLIT_LENGTHS).index(self.split)
-        bits = np.random.Philox(key=self.seed << 64 | split << 48 | self._checked(index))
+        bits = self._bits(index)
         kinds = NOVEL_KINDS if self.split == "novel" else SEEN_KINDS
         two = showing(COUNTS.index(2), len(COUNTS))
         for _ in range(_TRIES):
@@ -129,14 +131,13 @@ def _captions(
     """The true caption and the false one, both in one order of the objects and with one choice of details."""
     order = (0, 1) if dice.roll(2) else (1, 0)
     true, false = ([things[i] for i in order] for things in (objects, swapped))
-    details = _DETAILS[dice.roll(len(_DETAILS))]
+    details = pick(_DETAILS, dice)
     if kind == "swap_relation":
-        relations = true_relations(*true)
-        relation, sentence = relations[dice.roll(len(relations))], dice.roll(3) == 0
+        relation, sentence = pick(true_relations(*true), dice), dice.roll(3) == 0
         return _related(true, relation, details, sentence), _related(true[::-1], relation, details, sentence)
     if kind == "swap_texture":
         details = tuple(dict.fromkeys((*details, "texture")))
-    joint = _JOINTS[dice.roll(len(_JOINTS))]
+    joint = pick(_JOINTS, dice)
     return _listed(true, details, joint), _listed(false, details, joint)
 
 
@@ -153,5 +154,4 @@ def _related(things: list[SceneObject], relation: str, details: tuple[str, ...],
     first, second = (_phrase(thing, details) for thing in things)
     if not sentence:
         return f"{first} {relation} {second}"
-    first, second = (f"{'an' if phrase.startswith('orange') else 'a'} {phrase}" for phrase in (first, second))
-    return f"there is {first} {relation} {second}"
+    return f"there is {article(first)} {first} {relation} {article(second)} {second}"
