@@ -91,7 +91,8 @@ _SIZES = {
     # Learns a few thousand photographs in an hour on two CPU cores. With so little time the number of pictures seen
     # counts for more than width or smaller patches, and larger pictures give nothing: docs/reproducing.md compares.
     "mini": _TINY._replace(pixels=96, text=3, tokens=26, vocabulary=4_096),
-    # Of encoders that are read in, which say the rest themselves: width and heads of 0 are theirs (`weights.encoders`).
+    # Of encoders that are read in, which say the rest themselves: width and heads of 0 are
+    # theirs (`models.pretrained`).
     # The picture's side is a multiple of a patch of 14 and of 16.
     "encoders": _BASE._replace(
         pixels=112, cell=1, width=0, heads=0, text=6, cross=2, decoder=1, tokens=32, vocabulary=8_192

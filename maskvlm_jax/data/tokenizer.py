@@ -5,7 +5,7 @@ import fnmatch
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tokenizers
@@ -60,6 +60,11 @@ class Tokenizer:
         tokens[: len(ids) + 2] = [self.start_id, *ids, self.end_id]
         word_ids[1 : len(ids) + 1] = words
         return tokens, word_ids, np.arange(max_length) < len(ids) + 2
+
+    def encode_all(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """tokens (T, max_length) int32 of several texts, and which of them are real; as `encode`."""
+        encoded = [self.encode(text, max_length) for text in texts]
+        return np.stack([tokens for tokens, _, _ in encoded]), np.stack([valid for _, _, valid in encoded])
 
     def _spelled_out(self, caption: str) -> str:
         """A caption whose words none of its tokens of control can be.

@@ -16,12 +16,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from maskvlm_jax.data import answers
-from maskvlm_jax.data.evaluation_set import EvaluationSet, padded
-from maskvlm_jax.evaluators import base
+from maskvlm_jax.data.evaluation_set import EvaluationSet
+from maskvlm_jax.evaluators import base, encoding
 from maskvlm_jax.evaluators.predictor import Predictor
 from maskvlm_jax.objectives.base import AnswersQuestions, AnswerTexts, objective_of
 from maskvlm_jax.objectives.learner import Learner
-from maskvlm_jax.runtime import processes
 from maskvlm_jax.runtime.sheets import INK, PALE, PAPER
 
 TYPES = ("yes/no", "number", "other")
@@ -29,11 +28,13 @@ TILE, GAP = 128, 10
 RIGHT, WRONG = (0, 120, 50), (190, 30, 30)
 
 
-def _best(learner: Learner, batch: Mapping[str, jax.Array], tokens_AL: jax.Array, valid_AL: jax.Array) -> jax.Array:
+def _best(
+    learner: Learner, batch: Mapping[str, jax.Array], tokens_AL: jax.Array, valid_AL: jax.Array
+) -> tuple[jax.Array]:
     """best_B, the number of the best answer; -1 where scores are no numbers."""
     objective = learner.offering(AnswersQuestions)
     score_BA = objective.answer_scores(learner.context(batch), AnswerTexts(tokens_AL, valid_AL))
-    return jnp.where(jnp.any(jnp.isnan(score_BA), axis=1), -1, jnp.argmax(score_BA, axis=1))
+    return (jnp.where(jnp.any(jnp.isnan(score_BA), axis=1), -1, jnp.argmax(score_BA, axis=1)),)
 
 
 class Answered(NamedTuple):
@@ -82,16 +83,12 @@ class Evaluator(base.Evaluator):
 
     def told(self, predictor: Predictor, split: str) -> list[str]:
         """The best answer of the list to each question of a split; "" where the model gives no numbers."""
-        data, size, listed = self.run.data(split), self.options["batch_size"], self._list()
-        encoded = [self.run.tokenizer.encode(answer, self.run.config.model.text.max_length) for answer in listed]
-        tokens_AL, valid_AL = (np.stack([one[part] for one in encoded]) for part in (0, 2))
+        listed, tokenizer = self._list(), self.run.tokenizer
+        tokens_AL, valid_AL = tokenizer.encode_all(listed, self.run.config.model.text.max_length)
         length = int(valid_AL.sum(axis=1).max())
-        texts, first, told = (tokens_AL[:, :length], valid_AL[:, :length]), data.first_captions, []
-        for start in range(0, len(data.images), size):
-            questions, valid = padded(np.arange(start, min(start + size, len(data.images))), size)
-            batch: dict[str, Any] = data.batch(questions, first[questions], valid)
-            told.append(processes.fetch(predictor.call(_best, batch, *texts))[valid])
-        return [listed[number] if number >= 0 else "" for number in np.concatenate(told)]
+        texts, size = (tokens_AL[:, :length], valid_AL[:, :length]), self.options["batch_size"]
+        (best_I,) = encoding.of_examples(predictor, self.run.data(split), size, _best, *texts)
+        return [listed[number] if number >= 0 else "" for number in best_I]
 
     def files(self, split: str) -> Mapping[str, str]:
         """The answers, [{"question_id", "answer"}], in the order of the questions."""

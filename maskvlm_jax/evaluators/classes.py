@@ -5,28 +5,22 @@ A task's own `Evaluator` is a subclass of `Classes` that names its metrics. It r
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from maskvlm_jax.data.evaluation_set import padded
-from maskvlm_jax.evaluators import base, confusion
+from maskvlm_jax.evaluators import base, confusion, encoding
 from maskvlm_jax.evaluators.predictor import Predictor
 from maskvlm_jax.evaluators.scored_run import ScoredRun
 from maskvlm_jax.objectives.base import Classifies, label_of, objective_of
 from maskvlm_jax.objectives.learner import Learner
 
 
-def _predictions(learner: Learner, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of each example: the likeliest class, how many others are not thought less likely than the right one, the right
-    one."""
+def logits_of(learner: Learner, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """logits_BC of the objective that `Classifies`, and label_B, the right classes."""
     objective = learner.offering(Classifies)
-    logits_BC, label_B = objective.logits(learner.context(batch)), batch[objective.label]
-    right_B1 = jnp.take_along_axis(logits_BC, label_B[:, None], axis=1)
-    rank_B = jnp.sum(~(logits_BC < right_B1), axis=1) - 1
-    return jnp.argmax(logits_BC, axis=1), rank_B, label_B
+    return objective.logits(learner.context(batch)), batch[objective.label]
 
 
 class Predictions(NamedTuple):
@@ -89,8 +83,8 @@ class Classes(base.Evaluator):
 
     def figures(self, predictor: Predictor, split: str) -> base.Figures:
         """Which classes are taken for which."""
-        found = self._found.get(split) or self.predictions(predictor, split)
-        if found is None or not self.options["figures"]:
+        found = self._found.get(split) if self.options["figures"] else None
+        if found is None:
             return base.Figures({}, {})
         sheet = confusion.sheet(found.label_I, found.told_I, self.names(split))
         return base.Figures({} if sheet is None else {f"{self.prefix}_confusion": sheet}, {})
@@ -105,19 +99,13 @@ class Classes(base.Evaluator):
         """What the model tells of each example of a split; None if it tells no classes."""
         if not predictor.offers(Classifies):
             return None
-        return Predictions(*self.fetched(predictor, split, _predictions))
+        return Predictions.of(*self.fetched(predictor, split, logits_of))
 
     def fetched(
         self, predictor: Predictor, split: str, function: Callable[..., tuple[jax.Array, ...]]
-    ) -> list[np.ndarray]:
+    ) -> tuple[np.ndarray, ...]:
         """Each of the arrays that function(learner, batch) gives, of all examples of a split."""
-        data, size = self.run.data(split), self.options["batch_size"]
-        first, parts = data.first_captions, []
-        for start in range(0, len(data.images), size):
-            pictures, valid = padded(np.arange(start, min(start + size, len(data.images))), size)
-            batch: dict[str, Any] = data.batch(pictures, first[pictures], valid)
-            parts.append([values[valid] for values in predictor.fetch(function, batch)])
-        return list(map(np.concatenate, zip(*parts, strict=True)))
+        return encoding.of_examples(predictor, self.run.data(split), self.options["batch_size"], function)
 
 
 def names_of(run: ScoredRun, label: str, split: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def encode_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """image_ISD and image_IE of some pictures, all if None."""
     pictures = np.arange(len(data.images)) if pictures is None else pictures
-    return _in_batches(lambda ids: predictor.encode_image(data.images[ids]), pictures, batch_size)
+    return in_batches(lambda ids: predictor.encode_image(data.images[ids]), pictures, batch_size)
 
 
 def encode_texts(
@@ -40,22 +41,22 @@ def encode_tokens(
 ) -> tuple[np.ndarray, np.ndarray]:
     """text_TLD and text_TE of some texts of a table of tokens, all if None."""
     texts = np.arange(len(tokens_TL)) if texts is None else texts
-    return _in_batches(lambda ids: predictor.encode_text(tokens_TL[ids], valid_TL[ids]), texts, batch_size)
+    return in_batches(lambda ids: predictor.encode_text(tokens_TL[ids], valid_TL[ids]), texts, batch_size)
 
 
 def embed_images(predictor: Predictor, data: EvaluationSet, batch_size: int) -> np.ndarray:
     """image_IE of all pictures."""
     ids = np.arange(len(data.images))
-    return _in_batches(lambda ids: (predictor.embed_image(data.images[ids]),), ids, batch_size)[0]
+    return in_batches(lambda ids: (predictor.embed_image(data.images[ids]),), ids, batch_size)[0]
 
 
 def embed_texts(predictor: Predictor, data: EvaluationSet, batch_size: int) -> np.ndarray:
     """text_TE of all captions."""
     ids, arrays = np.arange(len(data.captions)), (data.text["tokens"], data.text["token_valid"])
-    return _in_batches(lambda ids: (predictor.embed_text(*(x[ids] for x in arrays)),), ids, batch_size)[0]
+    return in_batches(lambda ids: (predictor.embed_text(*(x[ids] for x in arrays)),), ids, batch_size)[0]
 
 
-def _in_batches(
+def in_batches(
     encode: Callable[[np.ndarray], tuple[np.ndarray, ...]], ids: np.ndarray, batch_size: int
 ) -> tuple[np.ndarray, ...]:
     """What `encode` gives of the examples `ids`, in batches of one size."""
@@ -64,6 +65,20 @@ def _in_batches(
         chosen, valid = padded(ids[start : start + batch_size], batch_size)
         results.append([x[valid] for x in encode(chosen)])
     return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
+
+
+def of_examples(
+    predictor: Predictor, data: EvaluationSet, batch_size: int, function: Callable[..., Any], *more: Any
+) -> tuple[np.ndarray, ...]:
+    """Each of the arrays that function(learner, batch, *more) gives, of all pictures with their first captions."""
+    first = data.first_captions
+
+    def fetch(ids: np.ndarray) -> tuple[np.ndarray, ...]:
+        # Examples that fill the last batch up are real ones, and are dropped afterwards.
+        batch = dict(data.batch(ids, first[ids], np.ones(len(ids), bool)))
+        return processes.fetch(predictor.call(function, batch, *more))
+
+    return in_batches(fetch, np.arange(len(data.images)), batch_size)
 
 
 def match_scores(

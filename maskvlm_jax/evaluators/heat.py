@@ -45,7 +45,7 @@ class Layers(NamedTuple):
 
     @property
     def default(self) -> int:
-        """The last but one, in which words have heat of their own; the only one, where there is but one."""
+        """The last but one, in which words have heat if any have; the only one, where there is but one."""
         return max(0, self.count - 2)
 
     def number(self, layer: int) -> int:
@@ -70,11 +70,12 @@ def layers_of(config: ConfigDict, objectives: Mapping[str, type]) -> Layers:
     model = config.model
     if objective_of(objectives, ScoresPairs) is not None:
         return Layers(model.fusion.depth, "log-odds of matching")
-    if objective_of(objectives, TrainsEmbeddings) is not None and model.image.class_token and model.image.depth:
+    reads_class = model.image.class_token and model.pooling.image != "mean"  # of the patches alone
+    if objective_of(objectives, TrainsEmbeddings) is not None and reads_class and model.image.depth:
         return Layers(model.image.depth, "cosine")
     raise UserError(
         f"{config.name} has no heat over pictures: it needs a matching head, which configs/finetune_retrieval.py "
-        "trains, or a contrastive space and an image encoder with a class token"
+        "trains, or a contrastive space that reads the class token of an image encoder"
     )
 
 

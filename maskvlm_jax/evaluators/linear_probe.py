@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from maskvlm_jax.data.evaluation_set import padded
-from maskvlm_jax.evaluators import logistic
+from maskvlm_jax.evaluators import encoding, logistic
 from maskvlm_jax.evaluators.classes import Classes, Predictions, names_of
 from maskvlm_jax.evaluators.predictor import Predictor
 from maskvlm_jax.evaluators.scored_run import ScoredRun
@@ -85,18 +84,18 @@ class Evaluator(Classes):
         return ()  # their names are known of an instance alone
 
     def prepare(self, predictor: Predictor) -> None:
-        self._probe = self._fitted(predictor)
+        self._probe = self._fitted(predictor, (self.options["split"], *self.options["extra_splits"]))
 
     def evaluate(self, predictor: Predictor, split: str, *, final: bool) -> Iterator[tuple[str, float]]:
-        if not final:
-            self._probe = self._fitted(predictor)
+        if self._probe is None or not final:
+            self._probe = self._fitted(predictor, (split,))
         yield from super().evaluate(predictor, split, final=final)
 
     def names(self, split: str) -> tuple[str, ...]:
         return names_of(self.run, self.options["label"], split)
 
     def predictions(self, predictor: Predictor, split: str) -> Predictions:
-        probe = self._probe or self._fitted(predictor)
+        probe = self._probe
         feature_IF, label_I = self._features(predictor, split, None)
         classes = probe.fit.bias_C.shape[0]
         logits_IC = probe.fit.logits(feature_IF)
@@ -112,13 +111,15 @@ class Evaluator(Classes):
         told = {"features": self.options["features"], "train_images": probe.examples, "C": probe.strength}
         return {self.prefix: told | {"C_chosen_on": probe.chosen_on, "steps": probe.fit.steps}}
 
-    def _fitted(self, predictor: Predictor) -> Probe:
-        """The probe of the training split."""
+    def _fitted(self, predictor: Predictor, scored: tuple[str, ...]) -> Probe:
+        """The probe of the training split; C is not chosen on a split that is scored."""
         options = self.options
         feature_IF, label_I = self._features(predictor, self.run.config.data.split, options["train_limit"])
         classes = max(len(self.names(options["split"])), int(label_I.max()) + 1)
         held_out, chosen_on = np.arange(len(label_I)) % _HELD_OUT == 0, options["validation_split"]
-        if chosen_on in (options["split"], *options["extra_splits"]):
+        if len(label_I) < 2:
+            raise UserError("a probe is fitted to two training examples at least; raise train_limit")
+        if chosen_on in scored:
             chosen_on = f"every fifth example of {self.run.config.data.split}"
             fitted = feature_IF[~held_out], label_I[~held_out]
             others = feature_IF[held_out], label_I[held_out]
@@ -135,10 +136,11 @@ class Evaluator(Classes):
 
     def _features(self, predictor: Predictor, split: str, spread: int | None) -> tuple[np.ndarray, np.ndarray]:
         """feature_IF and label_I of a split, see `ScoredRun.data`."""
-        data, size, parts = self.run.data(split, spread), self.options["batch_size"], []
-        function = FEATURES[self.options["features"]]
-        for start in range(0, len(data.images), size):
-            pictures, valid = padded(np.arange(start, min(start + size, len(data.images))), size)
-            parts.append(predictor.fetch(function, {"image": data.images[pictures]})[valid])
-        label_I = np.asarray(data.of_picture[self.options["label"]][np.arange(len(data.images))])
-        return np.concatenate(parts).astype(np.float32), label_I
+        data, function = self.run.data(split, spread), FEATURES[self.options["features"]]
+        ids = np.arange(len(data.images))
+
+        def features(ids: np.ndarray) -> tuple[np.ndarray]:
+            return (predictor.fetch(function, {"image": data.images[ids]}),)
+
+        (feature_IF,) = encoding.in_batches(features, ids, self.options["batch_size"])
+        return feature_IF.astype(np.float32), np.asarray(data.of_picture[self.options["label"]][ids])

@@ -73,7 +73,7 @@ class Evaluator(base.Evaluator):
         options, objectives = self.options, self.run.objectives
         label, score, k = label_of(objectives, ScoresPairs), options["rerank_score"], options["rerank_k"]
         if not k or label is None or not predictor.offers(TrainsEmbeddings):
-            return Chosen("itm" if score == "auto" else score, k)
+            return Chosen("itm" if score == "auto" else score, max(k, 0))
         if score != "auto" and k > 0:
             return Chosen(score, k)
         adds = objectives[label].adds_similarity(self.run.config.objectives[label])
@@ -224,15 +224,14 @@ def compare(
 ) -> dict[int, dict[str, float]]:
     """k -> formula -> re-ranked mean recall, in the order that they are given, so that the first wins a tie."""
     stages = two_stages(predictor, data, batch_size=batch_size, k=max(counts))
-    return {k: {score: stages.of_first(k).recalls(score)["rerank_mean_recall"] for score in formulas} for k in counts}
+    cut = ((k, stages.of_first(k)) for k in counts)
+    return {k: {score: first.recalls(score)["rerank_mean_recall"] for score in formulas} for k, first in cut}
 
 
 def match_recalls(predictor: Predictor, data: EvaluationSet, batch_size: int) -> dict[str, float]:
     """Recalls of matching every picture with every caption."""
-    image_ISD, _ = encoding.encode_images(predictor, data, batch_size)
     text_TLD, _ = encoding.encode_texts(predictor, data, batch_size)
-    wanted_IT = np.ones((len(image_ISD), len(text_TLD)), bool)
-    score_IT = encoding.match_scores(predictor, image_ISD, text_TLD, data.text["token_valid"], wanted_IT)
+    score_IT = encoding.all_scores(predictor, data, text_TLD, data.text["token_valid"], batch_size)
     return _recalls_of(score_IT, data.image_of_caption, prefix="match_")
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.evaluators import encoding, prompts
 from maskvlm_jax.evaluators.classes import Classes, Predictions, names_of
 from maskvlm_jax.evaluators.predictor import Predictor
@@ -60,7 +59,7 @@ class Evaluator(Classes):
                 "name them all"
             )
         texts = prompts.prompts(names, prompts.read_templates(self.options["templates"]))
-        tokens_TL, valid_TL = tokens_of(self.run.tokenizer, texts, self.run.config.model.text.max_length)
+        tokens_TL, valid_TL = self.run.tokenizer.encode_all(texts, self.run.config.model.text.max_length)
         text_TLD, text_TE = encoding.encode_tokens(predictor, tokens_TL, valid_TL, size)
         if predictor.offers(TrainsEmbeddings):
             class_CE = prompts.class_vectors(text_TE, len(names))
@@ -72,9 +71,3 @@ class Evaluator(Classes):
         templates = prompts.read_templates(self.options["templates"])
         by = "contrastive" if objective_of(self.run.objectives, TrainsEmbeddings) else "matching"
         return {"zero_shot": {"classes": len(self.names(split)), "templates": list(templates), "by": by}}
-
-
-def tokens_of(tokenizer: Tokenizer, texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """tokens_TL, and valid_TL, which of them are real."""
-    encoded = [tokenizer.encode(text, length) for text in texts]
-    return np.stack([tokens for tokens, _, _ in encoded]), np.stack([valid for _, _, valid in encoded])

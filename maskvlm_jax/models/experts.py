@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskvlm_jax.models.block import BlockSpec, RoutedSpec
-from maskvlm_jax.models.fusion import Attention, Fused, Keys, Lengths, PairSide, Side, layer_number
+from maskvlm_jax.models.fusion import Fused, Keys, Lengths, Side
 from maskvlm_jax.models.joint import JointStack, OneStream, join, shown
 from maskvlm_jax.models.layers import Dense, LayerNorm, Positions, restore, token_init
 from maskvlm_jax.models.positions import grid_waves
@@ -76,7 +76,7 @@ class ExpertStack(nnx.Module):
         return x_BRD if self.norm is None else self.norm(x_BRD)
 
     @jax.named_scope("fusion")
-    def attention_weights(self, x_BSD: jax.Array, valid_BS: jax.Array, words: int, layer: int) -> jax.Array:
+    def attention_weights(self, x_BSD: jax.Array, valid_BS: jax.Array, layer: int, *, words: int) -> jax.Array:
         """weights_BHSS: how much each position attends to each other one in one layer, without dropout."""
         x_BSD = self._between(0, layer, self.norm_before(x_BSD), valid_BS, words)
         stack, layer = self._place(layer)
@@ -84,7 +84,7 @@ class ExpertStack(nnx.Module):
 
     @jax.named_scope("fusion")
     def probed(
-        self, x_BSD: jax.Array, valid_BS: jax.Array, words: int, layer: int, added_BHSS: jax.Array
+        self, x_BSD: jax.Array, valid_BS: jax.Array, layer: int, added_BHSS: jax.Array, *, words: int
     ) -> tuple[jax.Array, jax.Array]:
         """As `JointStack.probed`."""
         x_BSD = self._between(0, layer, self.norm_before(x_BSD), valid_BS, words)
@@ -94,6 +94,11 @@ class ExpertStack(nnx.Module):
         x_BSD = stack.once(place, apply, x_BSD, valid_BS, None, None, added_BHSS)
         x_BSD = self._between(layer + 1, self.depth, x_BSD, valid_BS, words)
         return x_BSD if self.norm is None else self.norm(x_BSD), weights_BHSS
+
+    def __call__(self, x_BSD, valid_BS, read_BR, key=None, *, words: int) -> jax.Array:
+        """All blocks, read at the positions `read_BR`, which are words."""
+        body_BSD = self.body(x_BSD, valid_BS, words, key)
+        return self.last(body_BSD, valid_BS, words, read_BR, read_BR.shape[1], key)
 
     def _between(
         self,
@@ -188,25 +193,8 @@ class ExpertFusion(OneStream):
         body_BND = self.decoder.body(x_BND, None, key)
         return self.from_decoder(self.decoder.last(body_BND, None, read_BR, key))
 
-    def attention(self, image: Side, text: Side, layer: int) -> Attention:
-        x_BSD, valid_BS = join(text.sequence_BSD, text.valid_BS, image.sequence_BSD, image.valid_BS)
-        words = text.sequence_BSD.shape[1]
-        weights_BHSS = self.encoder.attention_weights(x_BSD, valid_BS, words, layer_number(layer, self.encoder.depth))
-        return Attention(weights_BHSS[:, :, :words, words:], weights_BHSS[:, :, words:, :words])
-
-    def probed(self, image: Side, text: Side, layer: int, added_BHLN: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_BSD, valid_BS = join(text.sequence_BSD, text.valid_BS, image.sequence_BSD, image.valid_BS)
-        words, patches = text.sequence_BSD.shape[1], image.sequence_BSD.shape[1]
-        added_BHSS = jnp.pad(added_BHLN, ((0, 0), (0, 0), (0, patches), (words, 0)))
-        out_BSD, weights_BHSS = self.encoder.probed(x_BSD, valid_BS, words, layer, added_BHSS)
-        return out_BSD[:, 0].astype(jnp.float32), weights_BHSS[:, :, :words, words:]
-
-    def match(self, image: PairSide, text: PairSide, keys: Keys = (None, None)) -> jax.Array:
-        """pair_PD: the encoder's output at the start token, nothing hidden."""
-        x_PSD, valid_PS = join(text.start_BRD, text.valid_BS, image.start_BRD, image.valid_BS)
-        words, first = text.start_BRD.shape[1], jnp.zeros((x_PSD.shape[0], 1), jnp.int32)
-        body_PSD = self.encoder.body(x_PSD, valid_PS, words, keys[0])
-        return self.encoder.last(body_PSD, valid_PS, words, first, 1, keys[0])[:, 0].astype(jnp.float32)
+    def _told(self, words: int) -> dict[str, int]:
+        return {"words": words}
 
 
 class _ExpertFused:

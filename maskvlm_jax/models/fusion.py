@@ -1,4 +1,4 @@
-"""Fusion: how image and text sequences become one another's context. Every kind has the same seven methods.
+"""Fusion: how image and text sequences become one another's context. Every kind has the same eight methods.
 
     image_side, text_side    one modality as the fusion reads it, prepared once however often it is read
     fuse                     the fused sequences of a batch of pairs
@@ -7,7 +7,8 @@
     attention                how much the modalities attend to each other in one layer
     probed                   the vectors of `match`, to be differentiated by the weights of one layer
 
-`CrossFusion` is here; `JointFusion` (merged and single stream) in `models/joint.py`.
+`CrossFusion` is here; `JointFusion` (merged and single stream) and `AutoencoderFusion` in `models/joint.py`,
+`ExpertFusion` in `models/experts.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -128,7 +129,7 @@ class CrossFusion(nnx.Module):
         self.image_stream = CrossStack(spec, depth=depth, rngs=rngs) if streams == "both" else None
         self.text_stream = CrossStack(spec, depth=depth, rngs=rngs)
         self.prefix, self.patches = lengths.prefix, lengths.patches
-        self.depth, self.heads = depth, spec.heads
+        self.heads = spec.heads
 
     def image_side(self, image_BSD: jax.Array, visible: Positions | None = None) -> Side:
         return Side(*with_even_length(image_BSD, self.text_stream.heads), project=self.text_stream.project)

@@ -72,10 +72,6 @@ class OneStream(nnx.Module):
     encoder: JointStack
 
     @property
-    def depth(self) -> int:
-        return self.encoder.depth
-
-    @property
     def heads(self) -> int:
         return self.encoder.heads
 
@@ -87,23 +83,27 @@ class OneStream(nnx.Module):
 
     def attention(self, image: Side, text: Side, layer: int) -> Attention:
         x_BSD, valid_BS = join(text.sequence_BSD, text.valid_BS, image.sequence_BSD, image.valid_BS)
-        weights_BHSS = self.encoder.attention_weights(x_BSD, valid_BS, layer_number(layer, self.encoder.blocks.depth))
-        length = text.sequence_BSD.shape[1]
+        length, layer = text.sequence_BSD.shape[1], layer_number(layer, self.encoder.depth)
+        weights_BHSS = self.encoder.attention_weights(x_BSD, valid_BS, layer, **self._told(length))
         return Attention(weights_BHSS[:, :, :length, length:], weights_BHSS[:, :, length:, :length])
 
     def match(self, image: PairSide, text: PairSide, keys: Keys = (None, None)) -> jax.Array:
         """pair_PD: the encoder's output at the start token, nothing hidden."""
         x_PSD, valid_PS = join(text.start_BRD, text.valid_BS, image.start_BRD, image.valid_BS)
-        first = jnp.zeros((x_PSD.shape[0], 1), jnp.int32)
-        return self.encoder(x_PSD, valid_PS, first, keys[0])[:, 0].astype(jnp.float32)
+        first, told = jnp.zeros((x_PSD.shape[0], 1), jnp.int32), self._told(text.start_BRD.shape[1])
+        return self.encoder(x_PSD, valid_PS, first, keys[0], **told)[:, 0].astype(jnp.float32)
 
     def probed(self, image: Side, text: Side, layer: int, added_BHLN: jax.Array) -> tuple[jax.Array, jax.Array]:
         """pair_BD, as `match` makes it, and text_BHLN; see `CrossFusion.probed`."""
         x_BSD, valid_BS = join(text.sequence_BSD, text.valid_BS, image.sequence_BSD, image.valid_BS)
         length, patches = text.sequence_BSD.shape[1], image.sequence_BSD.shape[1]
         added_BHSS = jnp.pad(added_BHLN, ((0, 0), (0, 0), (0, patches), (length, 0)))
-        out_BSD, weights_BHSS = self.encoder.probed(x_BSD, valid_BS, layer, added_BHSS)
+        out_BSD, weights_BHSS = self.encoder.probed(x_BSD, valid_BS, layer, added_BHSS, **self._told(length))
         return out_BSD[:, 0].astype(jnp.float32), weights_BHSS[:, :, :length, length:]
+
+    def _told(self, words: int) -> dict[str, int]:
+        """What the stream must be told of a joint sequence whose first `words` positions are words."""
+        return {}
 
 
 class JointFusion(OneStream):

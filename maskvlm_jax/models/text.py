@@ -15,7 +15,7 @@ class TextEncoder(nnx.Module):
     """Transformer over word and position embeddings; the papers' blocks are post-norm.
 
     Positions count from 0, and no token type is added; of an encoder that has either otherwise the positions take it in
-    (`weights.families.bert`).
+    (`models.pretrained.families.bert`).
 
     With `init_std` 0 (training from scratch) the positions start from sines and cosines, see `models.positions`.
 

@@ -39,8 +39,8 @@ class Objective(base.Objective, base.Classifies):
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> base.Needs:
-        if arguments["classes"] < 2:
-            raise UserError(f"there are {arguments['classes']} classes of a pair; give the number of them")
+        if (classes := arguments.get("classes", 0)) < 2:
+            raise UserError(f"there are {classes} classes of a pair; give their number, classes, two at least")
         if unknown := set(arguments.get("second", {})) - {"image", "text"}:
             raise UserError(
                 f"second has {unknown.pop()!r}; it names the fields of a second image, a second text or both"

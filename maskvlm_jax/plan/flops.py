@@ -47,7 +47,7 @@ def flops_per_pair(config: ConfigDict, batch_size: int) -> dict[str, float]:
         or config.model.image.hidden == "drop"
     ):
         raise UserError(
-            "FLOPs are counted for recipe=eve and recipe=maskvlm, whose encoders see hidden patches as tokens"
+            "FLOPs are counted for recipe=eve, and for recipe=maskvlm where its encoders see hidden patches as tokens"
         )
     stacks = [config.model.image, config.model.text, config.objectives.get("masked_image", {}).get("decoder", {})]
     if {config.model.fusion.block_kind, *(stack.get("kind", "dense") for stack in stacks)} != {"dense"}:
@@ -194,6 +194,9 @@ class _ExpertCount:
         self._objectives = {label: one for label, one in config.objectives.items() if one.weight}
         if image.depth or text.depth or any(one.get("other", "clean") != "clean" for one in self._objectives.values()):
             raise UserError("FLOPs of experts are counted for encoders of depth 0 and one masked modality at a time")
+        decoders = (one.get("decoder", {}).get("depth", 0) for one in self._objectives.values())
+        if self._fusion.block_kind != "experts" or image.get("embedding", "patch") != "patch" or any(decoders):
+            raise UserError("FLOPs of experts are counted for recipe=eve's own blocks, patches and decoder only")
         grid, masking = image.image_size // image.patch, config.masking
         self._patches, self._words, self._pixels = grid**2, text.max_length, 3 * image.patch**2
         self._masked_patches = masked_patch_count(grid, cell=masking.image_cell, ratio=masking.image_ratio)

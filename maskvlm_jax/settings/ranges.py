@@ -59,6 +59,9 @@ RANGES = {
     r"(mask_id|rerank_k)": COUNT_OR_AUTO,
     r"experts\.(count|top)": SIZE,
     r"experts\.layers": COUNT,
+    r"(train_limit|least|count)": COUNT,
+    r"(candidates|most)": SIZE,
+    r"answer_text\.length": Range(2, whole=True),  # start and end token
     r"quality": Range(1, 100, whole=True),
     r"pooling\.layers": Range(1, 2, whole=True),
     r"model\.temperature": Range(0.001, 0.5),  # where training keeps it, see models.vlm

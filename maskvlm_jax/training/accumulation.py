@@ -29,7 +29,7 @@ def gradients_of_parts(
 
     Args:
         gradients: (microbatch, full=, teacher_full=, counts=) -> (gradients, metrics).
-        counts: (microbatch, full=, teacher_full=) -> how many values of each loss count in it.
+        counts: (microbatch, full=, teacher_full=) -> a `reduce.Count` of each term of each loss in it.
         teacher: the model with the moving average of its parameters; None if there is none.
         parts: how many microbatches; it divides the batch.
     """

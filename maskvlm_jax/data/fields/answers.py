@@ -20,8 +20,8 @@ class Field(base.Field):
     one of most people, if the source tells it. A training run writes its list into its config.
 
     Args:
-        answers: the list, in the order of their numbers; () = that of `file`, or made of the answers trained on.
-        file: one answer a line, or a JSON list of them.
+        answers: the list, in the order of their numbers; () = made of the answers trained on.
+        file: one answer a line, or a JSON list of them, in the place of any other list.
         least: a list that is made holds what is the answer to so many questions.
         count: how many there are; 0 = all. Of a list that is made, the most frequent ones.
     Raises:
@@ -48,8 +48,8 @@ class Field(base.Field):
     def resolved(cls, options: Mapping[str, Any], source: TrainingSet) -> dict[str, Any]:
         """The options with the list."""
         listed, count = tuple(options.get("answers", ())), options.get("count", 0)
-        if not listed and options.get("file"):
-            listed = answers.read_list(options["file"])
+        if options.get("file"):
+            listed, count = answers.read_list(options["file"]), 0
         if not listed:
             least = options.get("least", 9)
             listed = answers.frequent(_answers_of(source), least=least, most=count)

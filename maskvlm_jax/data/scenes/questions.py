@@ -3,9 +3,11 @@
 A scene of `Scenes` gets one question, drawn from the seed, the split and the index alone. Nine kinds of question are
 asked equally often. Things are called by as few words as pick them out ("the star", "the red star", "the one
 northwest"), in words of the captions where there are such. What is asked is what the picture alone tells: yes and no
-are drawn before the question is, what is not there is like what is there, and how many there are is drawn first too.
+are drawn before the question is, what is not there is every second time like what is there, and how many there are is
+drawn first too.
 """
 
+import hashlib
 import itertools
 import operator
 from collections.abc import Mapping, Sequence
@@ -93,8 +95,8 @@ class SceneQuestions:
 
     @property
     def fingerprint(self) -> str:
-        """Of the scenes and the questions about them."""
-        return f"{self._scenes.fingerprint}-questions-{_VERSION}"
+        """A sha256 in hex that tells apart any two sources with different examples."""
+        return hashlib.sha256(f"questions {_VERSION} {self._scenes.fingerprint}".encode()).hexdigest()
 
 
 def _can_be_asked(kind: str, scene: Scene) -> bool:

@@ -110,8 +110,13 @@ class Listed:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the ids and captions in order; the pictures' bytes are not part of it."""
+        """SHA-256 of all that is known of the examples, in order; the pictures' bytes are not part of it."""
         digest = hashlib.sha256()
-        for example in zip(self._ids, self._captions, strict=True):
-            digest.update(json.dumps(example).encode() + b"\n")
+        for index, example in enumerate(zip(self._ids, self._captions, strict=True)):
+            told = [*example, *self._told(index)]
+            digest.update(json.dumps(told, default=lambda one: np.asarray(one).tolist()).encode() + b"\n")
         return digest.hexdigest()
+
+    def _told(self, index: int) -> list[Any]:
+        """What the fingerprint has of an example beside its id and captions."""
+        return [{key: values[index] for key, values in self._others.items()}] if self._others else []

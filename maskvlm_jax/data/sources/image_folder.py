@@ -3,8 +3,8 @@
     ROOT/train/red panda/001.jpg      or      ROOT/train.csv    image,label
     ROOT/val/red panda/002.jpg                                  red/001.jpg,red panda
 
-Classes are numbered in the order of their names, those of the training split and of the split that is read together, so
-that splits agree. An example has its number, "label", its name, "class", and the name as its only caption.
+Classes are numbered in the order of their names, those of the training split first, then those that only the split has,
+so that splits agree. An example has its number, "label", its name, "class", and the name as its only caption.
 """
 
 import csv
@@ -76,7 +76,8 @@ class ImageFolder(Listed):
         trained = (
             _classes_of(folder, train, Counter()) if train != split and train and (folder / train).exists() else {}
         )
-        self.classes = tuple(sorted({*class_of.values(), *trained.values()}))
+        known = sorted({*trained.values()})
+        self.classes = (*known, *sorted({*class_of.values()} - set(known)))
         below = picture_folder(folder, images if split.lower().endswith(".csv") else "")
         self._pictures = PictureFolder(below, list(class_of), max_missing, dropped)
         names, number = self._pictures.names, {name: number for number, name in enumerate(self.classes)}

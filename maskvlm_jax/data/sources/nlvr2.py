@@ -74,11 +74,11 @@ def _pair_of(identifier: str, where: str) -> str:
 
 
 def _named(entry: Json, where: str) -> tuple[str, ...]:
-    """The pictures of a row of ALBEF's."""
+    """The pictures of a row of ALBEF's, whose names begin at the folder above that of the pictures."""
     names = field(entry, "images", list, where)
     if len(names) != 2 or not all(isinstance(name, str) for name in names):
         raise UserError(f"{where}: images must be the names of two pictures")
-    return tuple(picture_name(name, where) for name in names)
+    return tuple(picture_name(name.removeprefix("images/"), where) for name in names)
 
 
 def _identifier(picture: str, sentence: str, sentences: dict[str, list[str]], where: str) -> str:

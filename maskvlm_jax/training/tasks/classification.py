@@ -37,7 +37,8 @@ def task(config: ConfigDict, here: str) -> None:
 def read_folders(config: ConfigDict) -> None:
     """Reads folders of classes, those of the splits' names, where files are asked for."""
     if config.data.get("source") == "files":
-        config.data.source, config.data.images, config.data.splits = "image_folder", "", ConfigDict()
+        config.data.source, config.data.images = "image_folder", ""
+        config.data.splits = ConfigDict({split: split for split in ("train", "val", "test")})
 
 
 class Objective(base.Objective, base.Classifies):

@@ -37,9 +37,9 @@ def task(config: ConfigDict, here: str) -> None:
         config.data.splits = ConfigDict()
         config.evaluation.split = "test"
     config.evaluation.captions_per_image = 0
-    # Of tags, such as the relations of ARO: `least` cases make one count in the mean over them, and those of `except`
-    # do not.
-    config.evals = ConfigDict({"compositional": {"name": here, "during": False, "least": 25, "except": ()}})
+    # Of tags, such as the relations of ARO: `least` cases make one count in the mean over them, and those of
+    # `left_out` do not.
+    config.evals = ConfigDict({"compositional": {"name": here, "during": False, "least": 25, "left_out": ()}})
 
 
 class Case(NamedTuple):
@@ -166,7 +166,7 @@ class Evaluator(base.Evaluator):
     def _tags(self, found: Case, kind: str) -> Iterator[np.ndarray]:
         """(I,) which pictures are of a tag, for each tag of a kind that counts."""
         for tag in np.unique(found.tag_I[found.kind_I == kind]):
-            if tag and tag not in self.options["except"]:
+            if tag and tag not in self.options["left_out"]:
                 yield (found.kind_I == kind) & (found.tag_I == tag)
 
     def figures(self, predictor: Predictor, split: str) -> base.Figures:

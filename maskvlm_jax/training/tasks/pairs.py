@@ -7,16 +7,14 @@ examples (`data.modality_dropout`), so that the model tells by what is left wher
 
 from collections.abc import Iterator, Mapping
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from maskvlm_jax.data.sources import product_pairs
-from maskvlm_jax.evaluators.classes import Classes
+from maskvlm_jax.evaluators.classes import Classes, Predictions, logits_of
 from maskvlm_jax.evaluators.matching import area_under_roc
 from maskvlm_jax.evaluators.predictor import Predictor
 from maskvlm_jax.objectives.base import Classifies, objective_of
-from maskvlm_jax.objectives.learner import Learner
 from maskvlm_jax.training.tasks import reading
 
 
@@ -24,6 +22,8 @@ def task(config: ConfigDict, here: str) -> None:
     if reading.choose(config, scenes="products", files="product_pairs", splits=product_pairs.FILES, images="images"):
         config.steps = 2_000
         config.eval_every = config.checkpoint_every = 500
+    else:
+        config.data.augment.flip = False  # what one text says of sides is not known of the other
     reading.set_length(config, epochs=10.0, batch_size=128)
     config.data.modality_dropout = 0.3
     config.data.fields.label = ConfigDict({"name": "label", "key": "label", "classes": (0, 1), "count": 2})
@@ -33,13 +33,6 @@ def task(config: ConfigDict, here: str) -> None:
     second = {"image": "image2", "text": "text2"}
     config.objectives.pairs = ConfigDict({**objective, "second": second, "combine": "compare"})
     config.evals = ConfigDict({"pairs": {"name": here, "during": True}})
-
-
-def _scores(learner: Learner, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Log-odds of the same product, and whether it is."""
-    objective = learner.offering(Classifies)
-    logits_B2 = objective.logits(learner.context(batch))
-    return logits_B2[:, 1] - logits_B2[:, 0], batch[objective.label]
 
 
 METRICS = ("pairs_accuracy", "pairs_pr_auc", "pairs_roc_auc")
@@ -59,7 +52,9 @@ class Evaluator(Classes):
     def evaluate(self, predictor: Predictor, split: str, *, final: bool) -> Iterator[tuple[str, float]]:
         if not predictor.offers(Classifies):
             return
-        score_I, label_I = self.fetched(predictor, split, _scores)
+        logits_I2, label_I = self.fetched(predictor, split, logits_of)
+        self._found = {**self._found, split: Predictions.of(logits_I2, label_I)}
+        score_I = logits_I2[:, 1] - logits_I2[:, 0]  # log-odds of the same product
         same, other = score_I[label_I == 1], score_I[label_I == 0]
         # What is no number is on the wrong side.
         same, other = np.nan_to_num(same, nan=-np.inf), np.nan_to_num(other, nan=np.inf)

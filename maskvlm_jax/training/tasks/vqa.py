@@ -9,20 +9,19 @@ from ml_collections import ConfigDict
 
 from maskvlm_jax.data.scenes import questions
 from maskvlm_jax.data.sources.vqa import SUBSETS
+from maskvlm_jax.training.tasks import reading
 
 
 def task(config: ConfigDict, here: str) -> None:
-    generated = config.data.get("source") == "scenes"
+    generated = reading.choose(config, scenes="questions", files="vqa", splits=SUBSETS, images="")
     if generated:
-        config.data.source = "maskvlm_jax.data.scenes.questions"
         # Questions have words that captions have not: what is learned is more than a head.
         config.steps, config.eval_every, config.checkpoint_every = 2_400, 400, 400
         config.optim.lr = config.optim.encoder_lr = 1e-3
     else:
-        config.data.source, config.data.images, config.data.splits = "vqa", "", ConfigDict(SUBSETS)
-        # Most of the picture must be there, and on the side that the answer tells.
-        config.data.augment.crop_scale, config.data.augment.flip = (0.5, 1.0), False
-        config.epochs = min(config.epochs, 10.0)
+        # The answer may be the side on which something is; and only the server scores `test`.
+        config.data.augment.flip, config.evaluation.split = False, "val"
+    reading.set_length(config, epochs=8.0, batch_size=256)
     answers = questions.ANSWERS if generated else ()
     field = ConfigDict({"name": "answers", "answers": answers, "file": "", "least": 9, "count": len(answers)})
     config.data.fields.answers = field

@@ -13,7 +13,10 @@ def task(config: ConfigDict, here: str) -> None:
     config.data.fields.answer_text = ConfigDict({"name": "answer_text", "most": most, "length": length})
     # The fusion's blocks, which the decoder starts from. There `kind` is that of the fusion.
     values = config.model.fusion.to_dict()
-    decoder = {key: value for key, value in values.items() if key not in ("block_kind", "streams", "decoder")}
-    decoder["kind"] = values.get("block_kind", "dense")
+    kind = values.get("block_kind", "dense")
+    decoder = {
+        key: value for key, value in values.items() if key not in ("block_kind", "streams", "decoder", "experts")
+    }
+    decoder["kind"] = "dense" if kind == "experts" else kind  # of which there are no cross blocks
     objective = {"name": "answer_text", "weight": 1.0, "label": "answer_text", "candidates": 128, "decoder": decoder}
     config.objectives = ConfigDict({"answers": objective})

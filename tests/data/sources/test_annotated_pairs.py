@@ -174,7 +174,10 @@ def test_pairs_of_photographs_are_read_from_albefs_list(tmp_path: Path) -> None:
     names = [pair_names(f"dev-850-{pair}", "dev/") for pair in range(2)]
     write_pictures(tmp_path, *names[0], *names[1])
     said = [(0, "a", "True"), (0, "b", "False"), (1, "b", "True"), (1, "a", False)]
-    rows = [{"images": names[pair], "sentence": text, "label": label} for pair, text, label in said]
+    rows = [
+        {"images": [f"images/{name}" for name in names[pair]], "sentence": text, "label": label}
+        for pair, text, label in said
+    ]
     (tmp_path / "nlvr_dev.json").write_text(json.dumps(rows))
     found = examples(open_source(data_of("nlvr2", tmp_path, {"val": "nlvr_dev.json"}), "val", 32))
     assert [one["id"] for one in found] == ["dev-850-0-0", "dev-850-0-1", "dev-850-1-1", "dev-850-1-0"]

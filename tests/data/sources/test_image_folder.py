@@ -66,6 +66,13 @@ def test_a_class_is_the_name_of_a_folder_and_has_one_number_in_all_splits(root):
     assert opening.existing_splits(block(root)) == ["train", "val"]
 
 
+def test_a_class_that_only_another_split_has_changes_no_number_of_the_others(root):
+    put(root / "val" / "aardvark" / "1.png", png(3))
+    train, val = opened(root, "train"), opened(root)
+    assert val.classes == (*train.classes, "aardvark")
+    assert [val[i]["label"] for i in range(len(val))] == [val.classes.index(val[i]["class"]) for i in range(len(val))]
+
+
 def test_a_split_without_the_training_split_has_its_own_classes(root):
     (root / "train").rename(root / "elsewhere")
     assert opened(root).classes == ("cat", "zebra")
@@ -74,8 +81,8 @@ def test_a_split_without_the_training_split_has_its_own_classes(root):
 def test_a_table_says_classes_too(root):
     put(root / "val.csv", 'image,label\ntrain/cat/1.png,"cat, tabby"\ntrain/zebra/1.jpeg,zebra\n\n')
     source = opened(root, splits={"val": "val.csv", "train": "train"})
-    assert source.classes == ("cat", "cat, tabby", "red panda", "zebra")
-    assert [source[i]["label"] for i in range(2)] == [1, 3] and source.captions(0) == ["cat, tabby"]
+    assert source.classes == ("cat", "red panda", "zebra", "cat, tabby")
+    assert [source[i]["label"] for i in range(2)] == [3, 2] and source.captions(0) == ["cat, tabby"]
     put(root / "val.csv", "image,label\ncat/1.png,cat\nno.png,cat\n")
     with pytest.raises(UserError, match=r"1 of 2 pictures of the split are not in"):
         opened(root, images="train", splits={"val": "val.csv"})

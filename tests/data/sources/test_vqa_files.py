@@ -169,4 +169,10 @@ def test_a_split_that_is_not_there_is_named(root):
 
 
 def test_the_same_files_have_the_same_fingerprint(root):
-    assert opened(root).fingerprint == opened(root).fingerprint != opened(root, "val").fingerprint
+    before = opened(root).fingerprint
+    assert before == opened(root).fingerprint != opened(root, "val").fingerprint
+    path = root / "v2_mscoco_train2014_annotations.json"
+    told = json.loads(path.read_text())
+    told["annotations"][0]["answers"][0]["answer"] += " indeed"
+    path.write_text(json.dumps(told))
+    assert opened(root).fingerprint != before

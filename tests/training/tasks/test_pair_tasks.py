@@ -50,7 +50,9 @@ def test_a_task_is_trained_and_scored_and_scored_again(cli, trained, tmp_path, t
 
 
 @pytest.mark.parametrize("task", METRICS)
-@pytest.mark.parametrize("structure", ["", "recipe=albef", "recipe=mlim", "data=files", "size=base,data=files"])
+@pytest.mark.parametrize(
+    "structure", ["", "recipe=albef", "recipe=mlim", "recipe=eve", "data=files", "size=base,data=files"]
+)
 def test_a_config_of_the_task_can_be_built_on_any_model_that_fuses(task, structure):
     config = finetune.get_config(f"task={task},{structure}".rstrip(","))
     rules.check(config)
@@ -90,7 +92,8 @@ class Scored:
     """A predictor over scores that are there already."""
 
     def __init__(self, score_I, label_I):
-        self.arrays = np.asarray(score_I, float), np.asarray(label_I)
+        score_I = np.asarray(score_I, float)
+        self.arrays = np.stack([np.zeros_like(score_I), score_I], axis=1), np.asarray(label_I)
 
     def offers(self, role):
         return True

@@ -6,8 +6,10 @@ import shutil
 import pytest
 
 from configs import finetune
+from maskvlm_jax.data.fields import answers
 from maskvlm_jax.data.scenes.questions import ANSWERS
 from maskvlm_jax.settings import rules
+from maskvlm_jax.training import build
 from tests.conftest import toy_config, toy_flags
 from tests.data.sources.vqa_files import annotation_of, questions_of, write
 from tests.reference import exporting as exports
@@ -103,6 +105,26 @@ def test_scenes_have_their_own_list_and_need_no_flag():
         rules.check(config)
         assert tuple(config.data.fields.answers.answers) == ANSWERS
     assert finetune.get_config("task=vqa").objectives.answers.count == len(ANSWERS)
+
+
+@pytest.mark.parametrize("task", ["vqa", "vqa_text"])
+@pytest.mark.parametrize("structure", ["recipe=albef", "recipe=mamo", "recipe=eve", "size=base,data=files"])
+def test_a_config_can_be_built_on_any_model_that_fuses(task, structure):
+    config = finetune.get_config(f"task={task},{structure}")
+    rules.check(config)
+    if "files" in structure:
+        assert (config.data.source, config.evaluation.split, config.optim.lr) == ("vqa", "val", 2e-5)
+        return
+    build.parameter_sizes(config)  # which builds the heads
+    with pytest.raises(ValueError, match="a mixture is not read by this task"):
+        finetune.get_config(f"task={task},data=coco+vg")
+
+
+def test_a_file_takes_the_place_of_a_list_that_is_there(tmp_path):
+    (tmp_path / "list.txt").write_text("red\nblue\n")
+    options = {"answers": ("yes", "no", "maybe"), "file": str(tmp_path / "list.txt"), "least": 9, "count": 3}
+    found = answers.Field.resolved(options, None)
+    assert (found["answers"], found["count"], found["file"]) == (("red", "blue"), 2, "")
 
 
 def test_a_list_of_ones_own_is_told_by_its_file(refusal, trained, tmp_path):

@@ -101,5 +101,9 @@ def test_classes_that_are_numbers_alone_need_names(tmp_path):
 
 def test_files_are_folders_of_classes():
     config = finetune.get_config("task=zero_shot,data=files")
-    assert (config.data.source, config.data.images, len(config.data.splits)) == ("image_folder", "", 0)
+    assert (config.data.source, config.data.images, config.data.splits.to_dict()) == (
+        "image_folder",
+        "",
+        {"train": "train", "val": "val", "test": "test"},
+    )
     assert config.evals.zero_shot.templates == "photographs"
