@@ -42,9 +42,9 @@ class Questions:
         return {"rows": pictures}
 
 
-def encode(text, length):
-    valid = np.arange(length) < len(text.split()) + 2
-    return valid.astype(np.int32), None, valid
+def encode_all(texts, length):
+    valid_TL = np.stack([np.arange(length) < len(text.split()) + 2 for text in texts])
+    return valid_TL.astype(np.int32), valid_TL
 
 
 def known(rng, number, given):
@@ -57,7 +57,7 @@ def evaluator_of(facts):
     field = SimpleNamespace(answers=list(LIST))
     config = SimpleNamespace(data=SimpleNamespace(fields={"answers": field}))
     config.model = SimpleNamespace(text=SimpleNamespace(max_length=9))
-    run = SimpleNamespace(config=config, tokenizer=SimpleNamespace(encode=encode))
+    run = SimpleNamespace(config=config, tokenizer=SimpleNamespace(encode_all=encode_all))
     run.data = lambda split: Questions(facts)
     return answers.Evaluator(run, {"batch_size": 5, "field": "answers", "figures": 4})
 

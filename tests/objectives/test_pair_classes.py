@@ -184,7 +184,7 @@ def test_microbatches_give_the_loss_and_the_gradient_of_the_whole_batch(fusion):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"classes": 1}, "there are 1 classes of a pair; give the number of them"),
+        ({"classes": 1}, "there are 1 classes of a pair; give their number, classes, two at least"),
         ({"classes": 2, "second": {"picture": "b"}}, "second has 'picture'; it names the fields of a second image"),
     ],
 )

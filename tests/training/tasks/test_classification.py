@@ -56,7 +56,7 @@ class Rows:
     def offers(self, role):
         return role is Classifies
 
-    def fetch(self, function, batch):
+    def call(self, function, batch):
         objective = SimpleNamespace(label="label", logits=lambda ctx: self.logits_IC[ctx["rows"]])
         found = function(SimpleNamespace(offering=lambda role: objective, context=dict), batch)
         return tuple(map(np.asarray, found))
