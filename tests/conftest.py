@@ -69,12 +69,12 @@ def toy_flags(**values) -> list[str]:
     return [f"--config.{name}={value}" for name, value in merged.items()]
 
 
-def toy_config(structure: str = "", **values):
-    """The toy run's config; `structure` is the text after the colon."""
+def toy_config(structure: str = "", *, of=None, **values):
+    """The toy run's config; `structure` is the text after the colon, `of` the config file, configs/pretrain.py."""
     from configs import pretrain
     from maskvlm_jax.settings import plain_values
 
-    config = pretrain.get_config(structure)
+    config = (of or pretrain).get_config(structure)
     there = plain_values.flatten(config.to_dict())
     with config.unlocked():
         # A recipe lacks some parts, and has some that follow from others.

@@ -7,7 +7,7 @@ splits whose answers are not known too.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from maskvlm_jax.data import answers
 from maskvlm_jax.data.evaluation_set import EvaluationSet
+from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.evaluators import base, encoding
 from maskvlm_jax.evaluators.predictor import Predictor
 from maskvlm_jax.objectives.base import AnswersQuestions, AnswerTexts, objective_of
@@ -28,12 +29,23 @@ TILE, GAP = 128, 10
 RIGHT, WRONG = (0, 120, 50), (190, 30, 30)
 
 
+def scores_of(learner: Learner, batch: Mapping[str, jax.Array], tokens_AL: jax.Array, valid_AL: jax.Array) -> jax.Array:
+    """score_BA of the answers of a list, see `objectives.base.AnswersQuestions`."""
+    return learner.offering(AnswersQuestions).answer_scores(learner.context(batch), AnswerTexts(tokens_AL, valid_AL))
+
+
+def encoded(listed: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """tokens_AL and valid_AL of a list, no longer than its longest answer, and at most `length`."""
+    tokens_AL, valid_AL = tokenizer.encode_all(listed, length)
+    longest = int(valid_AL.sum(axis=1).max())
+    return tokens_AL[:, :longest], valid_AL[:, :longest]
+
+
 def _best(
     learner: Learner, batch: Mapping[str, jax.Array], tokens_AL: jax.Array, valid_AL: jax.Array
 ) -> tuple[jax.Array]:
     """best_B, the number of the best answer; -1 where scores are no numbers."""
-    objective = learner.offering(AnswersQuestions)
-    score_BA = objective.answer_scores(learner.context(batch), AnswerTexts(tokens_AL, valid_AL))
+    score_BA = scores_of(learner, batch, tokens_AL, valid_AL)
     return (jnp.where(jnp.any(jnp.isnan(score_BA), axis=1), -1, jnp.argmax(score_BA, axis=1)),)
 
 
@@ -83,10 +95,8 @@ class Evaluator(base.Evaluator):
 
     def told(self, predictor: Predictor, split: str) -> list[str]:
         """The best answer of the list to each question of a split; "" where the model gives no numbers."""
-        listed, tokenizer = self._list(), self.run.tokenizer
-        tokens_AL, valid_AL = tokenizer.encode_all(listed, self.run.config.model.text.max_length)
-        length = int(valid_AL.sum(axis=1).max())
-        texts, size = (tokens_AL[:, :length], valid_AL[:, :length]), self.options["batch_size"]
+        listed, size = self._list(), self.options["batch_size"]
+        texts = encoded(listed, self.run.tokenizer, self.run.config.model.text.max_length)
         (best_I,) = encoding.of_examples(predictor, self.run.data(split), size, _best, *texts)
         return [listed[number] if number >= 0 else "" for number in best_I]
 

@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from maskvlm_jax.evaluators import base, confusion, encoding
 from maskvlm_jax.evaluators.predictor import Predictor
@@ -110,5 +111,9 @@ class Classes(base.Evaluator):
 
 def names_of(run: ScoredRun, label: str, split: str) -> tuple[str, ...]:
     """Names of the classes that an array of the batch numbers: those of its field, or the source's own; () = none."""
-    field = run.config.data.fields.get(label, {})
-    return tuple(map(str, field.get("classes", ()))) or run.data(split).classes
+    return told_names(run.config, label) or run.data(split).classes
+
+
+def told_names(config: ConfigDict, label: str) -> tuple[str, ...]:
+    """Those that the config has of a field's classes; () = none."""
+    return tuple(map(str, config.data.fields.get(label, {}).get("classes", ())))

@@ -75,8 +75,7 @@ def of_examples(
 
     def fetch(ids: np.ndarray) -> tuple[np.ndarray, ...]:
         # Examples that fill the last batch up are real ones, and are dropped afterwards.
-        batch = dict(data.batch(ids, first[ids], np.ones(len(ids), bool)))
-        return processes.fetch(predictor.call(function, batch, *more))
+        return predictor.fetch(function, data.batch(ids, first[ids], np.ones(len(ids), bool)), *more)
 
     return in_batches(fetch, np.arange(len(data.images)), batch_size)
 

@@ -89,9 +89,9 @@ class Predictor:
         arrays = [sharding.put_whole(x, self._mesh) if isinstance(x, dict) else x for x in arrays]
         return self._functions(function, self._params, *arrays)
 
-    def fetch(self, function: Callable[..., Any], batch: Arrays) -> Any:
-        """function(learner, batch), compiled, as NumPy arrays."""
-        return processes.fetch(self.call(function, dict(batch)))
+    def fetch(self, function: Callable[..., Any], batch: Arrays, *more: Any) -> Any:
+        """function(learner, batch, *more), compiled, as NumPy arrays."""
+        return processes.fetch(self.call(function, dict(batch), *more))
 
     def encode_image(self, image_BYXC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """image_BSD and image_BE, of width 0 if the model has no contrastive space."""

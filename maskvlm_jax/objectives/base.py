@@ -123,7 +123,7 @@ class ScoresPairs:
 
 
 class Classifies:
-    """Role: tells the class of an example.
+    """Role: tells the class of an example. Its argument `classes` says how many there are.
 
     Attributes:
         label: the array of the batch that holds the right class, int32 (B,).

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy.special import softmax
 
 from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.evaluators import prompts
@@ -19,7 +20,7 @@ from maskvlm_jax.evaluators.predictor import Functions, Predictor
 from maskvlm_jax.objectives.base import PredictsPixels, PredictsWords, ScoresPairs, TrainsEmbeddings, label_of
 from maskvlm_jax.objectives.matching import probability
 from maskvlm_jax.runtime import buckets, sharding
-from maskvlm_jax.serving import explaining, features, functions, ranking, rebuilding, words
+from maskvlm_jax.serving import explaining, features, functions, ranking, rebuilding, telling, words
 from maskvlm_jax.serving.pictures import OnError, Picture
 from maskvlm_jax.serving.runner import Arrays, Runner
 from maskvlm_jax.settings import rules
@@ -44,7 +45,7 @@ def load(
     return Model(os.fspath(folder), step=str(step), weights=weights, dtype=dtype, batch_size=batch_size)
 
 
-class Model:
+class Model(telling.Tells):
     """A trained model; made by `load`.
 
     Pictures are paths, encoded bytes, Pillow images or uint8 arrays (Y, X, 3), one or a list of mixed kinds. One
@@ -252,9 +253,7 @@ class Model:
         if wrong := [template for template in templates if not prompts.is_template(template)]:
             raise ValueError(f"the template {wrong[0]!r} must have {{}} once, for the name of the class")
         vectors = prompts.class_vectors(self.encode_texts(prompts.prompts(labels, templates)), len(labels))
-        logits = self.encode_images(images, progress=progress) @ vectors.T / self.temperature
-        odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return odds / odds.sum(axis=-1, keepdims=True)
+        return softmax(self.encode_images(images, progress=progress) @ vectors.T / self.temperature, axis=-1)
 
     def fill_masks(self, image: Picture | None, text: str, *, k: int = 5) -> list[list[dict[str, Any]]]:
         """The likeliest tokens in the place of every [MASK] of a text, given the picture.

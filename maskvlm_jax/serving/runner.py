@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,10 @@ class Runner:
         self._image_size, self._patches, self._max_length = image_size, patches, max_length
         self._batch_size = predictor.pair_batch(batch_size)
 
-    def fetch(self, function: Callable, batch: Arrays) -> Any:
-        """function(learner, batch), compiled, as NumPy arrays."""
+    def fetch(self, function: Callable, batch: Arrays, *more: Any) -> Any:
+        """function(learner, batch, *more), compiled, as NumPy arrays."""
         with jax.set_mesh(self._mesh):
-            return self._predictor.fetch(function, batch)
+            return self._predictor.fetch(function, batch, *more)
 
     def of_images(
         self,
@@ -95,11 +95,18 @@ class Runner:
         images: Picture | Iterable[Picture],
         texts: str | Iterable[str],
         function: Callable,
-        *,
+        *more: Any,
+        shape: tuple[int, ...] = (),
+        second_images: Mapping[str, Picture | Iterable[Picture]] | None = None,
+        second_texts: Mapping[str, str | Iterable[str]] | None = None,
         progress: bool = False,
     ) -> tuple[np.ndarray, bool]:
-        """A number for each pair, and whether one picture and one text were given.
+        """A row for each pair, float32, and whether one picture and one text were given.
 
+        Args:
+            function: of (learner, batch, *more).
+            shape: of a row.
+            second_images, second_texts: of each pair, by the fields that hold them.
         Raises:
             ValueError: neither as many of both nor one of either.
         """
@@ -109,35 +116,52 @@ class Runner:
                 f"there are {len(many)} pictures and {len(captions)} texts; give as many of both, or one of either"
             )
         count = len(captions) if one_image else len(many)
+        read = {"image": many * count if one_image else many}
+        read |= {name: _as_many(name, *pictures.many(given), count) for name, given in (second_images or {}).items()}
         arrays = {name: np.repeat(x, count, axis=0) if one_text else x for name, x in self.tokens(captions).items()}
+        for name, given in (second_texts or {}).items():
+            tokens = self.tokens(_as_many(name, *many_texts(given), count))
+            arrays |= {f"{name}_tokens": tokens["tokens"], f"{name}_valid": tokens["token_valid"]}
         with _bar(count, progress) as bar:
-            found = self._of_rows(many, arrays, function, bar, one=one_image)
+            found = self._of_rows(read, arrays, function, bar, *more, shape=shape)
         return found, one_image and one_text
 
     def beside(self, image: Picture, arrays: Arrays, function: Callable) -> np.ndarray:
         """A number for each row of "tokens" and "token_valid" beside one picture."""
-        with _bar(len(arrays["tokens"]), False) as bar:
-            return self._of_rows([image], arrays, function, bar, one=True)
+        count = len(arrays["tokens"])
+        with _bar(count, False) as bar:
+            return self._of_rows({"image": [image] * count}, arrays, function, bar)
 
-    def _of_rows(self, many: list[Picture], arrays: Arrays, function: Callable, bar: tqdm, *, one: bool) -> np.ndarray:
-        """A number for each row of tokens and the picture of its number, or the only one."""
-        found = np.zeros(len(arrays["tokens"]), np.float32)
-        for image, ids in self._read(many, len(found), one):
+    def _of_rows(
+        self,
+        read: Mapping[str, list[Picture]],
+        arrays: Arrays,
+        function: Callable,
+        bar: tqdm,
+        *more: Any,
+        shape: tuple[int, ...] = (),
+    ) -> np.ndarray:
+        """A row for each row of tokens and the pictures of its number."""
+        found = np.zeros((len(arrays["tokens"]), *shape), np.float32)
+        batches = zip(*(self._read(many) for many in read.values()), strict=True)
+        for images in batches:
+            ids = images[0][1]
             chosen, valid = padded(np.arange(len(ids)), self._batch_size)
-            batch = {"image": image[chosen]} | {name: x[ids][chosen] for name, x in arrays.items()}
+            batch = {name: image[chosen] for name, (image, _) in zip(read, images, strict=True)}
+            batch |= {name: x[ids][chosen] for name, x in arrays.items()}
             batch["image_masked"] = np.zeros((len(chosen), self._patches), bool)
-            found[ids] = self.fetch(function, batch)[valid]
+            found[ids] = self.fetch(function, batch, *more)[valid]
             bar.update(len(ids))
         return found
 
-    def _read(self, many: list[Picture], count: int, one: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batches of pictures and their numbers; a single one stands beside every text."""
-        if not one:
+    def _read(self, many: list[Picture]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches of pictures and their numbers; one that stands beside every text is read once."""
+        if not many or any(one is not many[0] for one in many):
             yield from pictures.batches(many, self._image_size, self._batch_size, "raise")
             return
         pixels = self.picture(many[0])
-        for start in range(0, count, self._batch_size):
-            ids = np.arange(start, min(start + self._batch_size, count))
+        for start in range(0, len(many), self._batch_size):
+            ids = np.arange(start, min(start + self._batch_size, len(many)))
             yield np.repeat(pixels[None], len(ids), axis=0), ids
 
     def picture(self, image: Picture | None) -> np.ndarray:
@@ -218,6 +242,13 @@ def many_texts(texts: str | Iterable[str]) -> tuple[list[str], bool]:
         if not isinstance(text, str):
             raise TypeError(f"{type(text).__name__} is no text{'; a path is a picture' * isinstance(text, Path)}")
     return given, single
+
+
+def _as_many(name: str, given: list, single: bool, count: int) -> list:
+    """What is given, as many times as there are pairs if there is one of it."""
+    if not single and len(given) != count:
+        raise ValueError(f"there are {count} pairs and {len(given)} of {name}; give as many, or one")
+    return given * count if single else given
 
 
 def _bar(total: int, shown: bool) -> contextlib.AbstractContextManager[tqdm]:

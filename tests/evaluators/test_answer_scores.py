@@ -25,7 +25,7 @@ class Predictor:
     def offers(self, role):
         return role is AnswersQuestions
 
-    def call(self, function, batch, *texts):
+    def fetch(self, function, batch, *texts):
         self.texts = texts
         objective = SimpleNamespace(answer_scores=lambda ctx, texts: self.score_IA[ctx["rows"]])
         return function(SimpleNamespace(offering=lambda role: objective, context=dict), batch, *texts)

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import maskvlm_jax
 from configs import finetune
 from maskvlm_jax.data.scenes.world import SHAPES
+from maskvlm_jax.data.sources.opening import open_source
 from maskvlm_jax.objectives.base import Classifies
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import rules
@@ -45,6 +47,16 @@ def test_classes_are_learned_and_scored_and_nothing_else_changes(cli, tmp_path):
     assert scored.returncode == 0, scored.stderr
     again = json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())
     assert again["metrics"] == result["metrics"]
+    model = maskvlm_jax.load(tmp_path / "run")
+    source = open_source(model.config.data.to_dict(), "test", model.image_size)
+    examples = [source[i] for i in range(12)]
+    told = model.predict([example["image"] for example in examples]).argmax(axis=1)
+    right = [model.class_names[i] == one["objects"][0]["shape"] for i, one in zip(told, examples, strict=True)]
+    assert 100 * np.mean(right) == pytest.approx(result["metrics"]["classification_accuracy"])
+    with pytest.raises(ValueError, match="reads no texts"):
+        model.predict(examples[0]["image"], "a red square")
+    with pytest.raises(ValueError, match="tells no answers: it was trained without"):
+        model.answer(examples[0]["image"], "is there a red square")
 
 
 class Rows:
@@ -56,7 +68,7 @@ class Rows:
     def offers(self, role):
         return role is Classifies
 
-    def call(self, function, batch):
+    def fetch(self, function, batch):
         objective = SimpleNamespace(label="label", logits=lambda ctx: self.logits_IC[ctx["rows"]])
         found = function(SimpleNamespace(offering=lambda role: objective, context=dict), batch)
         return tuple(map(np.asarray, found))

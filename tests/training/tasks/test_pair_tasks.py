@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import maskvlm_jax
 from configs import finetune
 from maskvlm_jax.data import examples
+from maskvlm_jax.data.sources.opening import open_source
 from maskvlm_jax.evaluators.classes import Predictions
+from maskvlm_jax.serving.exports import exporting
 from maskvlm_jax.settings import rules
 from maskvlm_jax.training.tasks import nlvr, pairs
 from tests.conftest import toy_config, toy_flags
@@ -47,6 +50,35 @@ def test_a_task_is_trained_and_scored_and_scored_again(cli, trained, tmp_path, t
     assert scored.returncode == 0, scored.stderr
     again = json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())
     assert again["metrics"] == result["metrics"]
+    told = asked_in_python(maskvlm_jax.load(tmp_path / "run"), task, count=16)
+    assert told == pytest.approx(result["metrics"][f"{task}_accuracy"])
+    exporting.export(str(tmp_path / "run"), str(tmp_path / "out"))
+    exported = maskvlm_jax.load(tmp_path / "out")
+    assert exported.parameters_sha256 == result["protocol"]["parameters_sha256"]
+    assert asked_in_python(exported, task, count=16) == pytest.approx(told)
+
+
+def asked_in_python(model, task: str, count: int) -> float:
+    """Accuracy of what `Model.predict` tells of the first scored examples, in percent."""
+    source = open_source(model.config.data.to_dict(), "test", model.image_size)
+    examples = [source[i] for i in range(count)]
+
+    def column(key: str) -> list:
+        """What all have under a key, None where it is absent."""
+        return [None if key in one.get("absent", ()) else one[key] for one in examples]
+
+    given = {"images": column("image"), "texts": [text and text[0] for text in column("captions")]}
+    if task != "entailment":
+        given["second_images"] = column("image2")
+    if task == "pairs":
+        given["second_texts"] = column("text2")
+    probability = model.predict(**given)
+    assert probability.shape == (count, len(model.class_names)) and np.allclose(probability.sum(axis=1), 1, atol=1e-5)
+    right = [
+        model.class_names[row.argmax()] == str(example["label"])
+        for row, example in zip(probability, examples, strict=True)
+    ]
+    return 100 * float(np.mean(right))
 
 
 @pytest.mark.parametrize("task", METRICS)

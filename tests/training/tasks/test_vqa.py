@@ -5,9 +5,12 @@ import shutil
 
 import pytest
 
+import maskvlm_jax
 from configs import finetune
 from maskvlm_jax.data.fields import answers
 from maskvlm_jax.data.scenes.questions import ANSWERS
+from maskvlm_jax.data.sources.opening import open_source
+from maskvlm_jax.serving.exports import exporting
 from maskvlm_jax.settings import rules
 from maskvlm_jax.training import build
 from tests.conftest import toy_config, toy_flags
@@ -75,6 +78,9 @@ def test_answers_are_learned_from_files_and_scored_alike_wherever_the_run_is_rea
     scored = cli("--config=configs/evaluate.py", f"--config.checkpoint={run}", f"--config.data.root={elsewhere}")
     assert scored.returncode == 0, scored.stderr
     assert result_of(run / "evaluation")["metrics"] == metrics
+    told_in_python_are(rows, run, elsewhere)
+    exporting.export(str(run), str(tmp_path / "out"))
+    told_in_python_are(rows, tmp_path / "out", elsewhere)
     assert json.loads((run / "evaluation" / "answers_val.json").read_text()) == rows
     # A test, whose answers only the server knows.
     flags = [f"--config.checkpoint={run}", f"--config.data.root={elsewhere}", "--config.evaluation.split=test"]
@@ -83,6 +89,18 @@ def test_answers_are_learned_from_files_and_scored_alike_wherever_the_run_is_rea
     assert result_of(tmp_path / "test")["metrics"] == {}
     rows = json.loads((tmp_path / "test" / "answers_test.json").read_text())
     assert len(rows) == 6 and all(row["answer"] in listed for row in rows)
+
+
+def told_in_python_are(rows, folder, root):
+    """Whether `Model.answer` tells what the evaluation wrote."""
+    model = maskvlm_jax.load(folder)
+    data = model.config.data.to_dict() | {"root": str(root)}
+    source = open_source(data, "val", model.image_size)
+    asked = [(source[i]["image"], source[i]["captions"][0]) for i in range(len(source))]
+    told = model.answer(*map(list, zip(*asked, strict=True)), k=2)
+    assert [one[0]["answer"] for one in told] == [row["answer"] for row in rows]
+    assert all(first["score"] >= second["score"] for first, second in told)
+    assert model.answer(*asked[3])[0] == pytest.approx(told[3][0])
 
 
 @pytest.mark.slow
@@ -95,6 +113,7 @@ def test_answers_as_texts_start_from_the_fusion_and_are_scored(cli, trained, tmp
     assert process.returncode == 0, process.stderr
     assert "objectives.answers: decoder/stack starts as a copy of fusion/text_stream" in process.stdout
     rows = json.loads((tmp_path / "run" / "answers_val.json").read_text())
+    told_in_python_are(rows, tmp_path / "run", tmp_path)
     scores = [vqa_score.score(row["answer"], given[row["question_id"]]) for row in rows]
     assert result_of(tmp_path / "run")["metrics"]["vqa_score"] == pytest.approx(100 * sum(scores) / len(scores))
 
