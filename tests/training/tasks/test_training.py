@@ -21,7 +21,7 @@ from tests.reference import exporting as exports
 from tests.training.resuming import finish, same_as_straight, start, wait_for
 from tests.training.steps import mesh_of, one_device, share_apart
 
-TASKS = ("pairs", "classification", "entailment", "nlvr", "vqa", "vqa_text")
+TASKS = ("pairs", "classification", "entailment", "nlvr", "text_assignment", "vqa", "vqa_text")
 
 
 def batches(config, tmp_path, count: int):
