@@ -124,6 +124,7 @@ class CrossFusion(nnx.Module):
     """
 
     drops = False  # whether hidden positions are left out here rather than in the encoders
+    pair_vectors = 1  # of the stream's width, that `match` puts side by side
 
     def __init__(self, spec: BlockSpec, lengths: Lengths, *, depth: int, streams: str, rngs: nnx.Rngs):
         self.image_stream = CrossStack(spec, depth=depth, rngs=rngs) if streams == "both" else None

@@ -70,6 +70,7 @@ class OneStream(nnx.Module):
     """Pairs matched by one stream, `encoder`, over the whole caption and picture."""
 
     encoder: JointStack
+    pair_vectors = 1
 
     @property
     def heads(self) -> int:

@@ -83,17 +83,18 @@ class Stack(nnx.Module):
         return jax.tree.map(lambda *x: jnp.stack(x), *results)
 
 
-def _placed(x_BSD: jax.Array) -> jax.Array:
-    """The residual stream as blocks want it: its rows split over devices, each position's vector in one piece.
+def _placed(streams: Any) -> Any:
+    """One residual stream, or several, as blocks want them: rows split over devices, each position's vector in one
+    piece.
 
     XLA would lay it out by what reads it at the end. Where two views are cut out of one batch it chose, for an H100,
     (position, width, example), and every product turned it and back. Over several devices it is left to itself: with
     the constraint some shapes are gathered more often.
     """
-    x_BSD = split_rows(x_BSD)
+    streams = jax.tree.map(split_rows, streams)
     if jax.default_backend() != "gpu" or jax.sharding.get_abstract_mesh().size > 1:
-        return x_BSD
-    return with_layout_constraint(x_BSD, Layout(major_to_minor=tuple(range(x_BSD.ndim))))
+        return streams
+    return jax.tree.map(lambda x: with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim)))), streams)
 
 
 def layer_keys(key: jax.Array | None, depth: int) -> jax.Array | None:

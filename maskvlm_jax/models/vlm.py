@@ -74,6 +74,11 @@ class VLM(nnx.Module):
         self.temperature = nnx.Param(jnp.asarray(start, jnp.float32)) if embed else None
         self.embed, self.shared_mask = embed, shared_mask
 
+    @property
+    def pair_width(self) -> int:
+        """How wide the fused vector of a pair is."""
+        return self.fusion.pair_vectors * self.text_encoder.width
+
     def encode_image(self, image_BYXC: jax.Array, masked_BN: jax.Array | None = None, *args) -> jax.Array:
         """image_BSD; see `ImageEncoder`."""
         mask_token = self.text_encoder.mask_embedding if self.shared_mask else None

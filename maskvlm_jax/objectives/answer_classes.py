@@ -51,7 +51,7 @@ class Objective(base.Objective, base.AnswersQuestions):
                 f"--config.data.fields.{label}.count"
             )
         width = vlm.text_encoder.width
-        self.hidden = Dense(width, 2 * width, init_std=shared["init_std"], exact=True, rngs=rngs)
+        self.hidden = Dense(vlm.pair_width, 2 * width, init_std=shared["init_std"], exact=True, rngs=rngs)
         self.norm = LayerNorm(2 * width, eps=1e-5, dtype="float32")
         self.to_answer = Dense(2 * width, count, init_std=None, exact=True, rngs=rngs)
         self.to_answer.bias[...] = jnp.full((count,), -math.log(count), jnp.float32)

@@ -96,7 +96,7 @@ class Objective(base.Objective, base.ScoresPairs):
     ):
         # Zeros: a head that has learned nothing says nothing, and the sum of the two logits, which no gradient
         # reaches, stays 0.
-        self.to_match = Dense(vlm.text_encoder.width, 2, init_std=None, exact=True, rngs=rngs)
+        self.to_match = Dense(vlm.pair_width, 2, init_std=None, exact=True, rngs=rngs)
         self.negatives, self.hardness, self.ramp, self.pool = negatives, hardness, tuple(ramp), pool
         self.views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
 

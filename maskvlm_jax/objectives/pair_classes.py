@@ -63,7 +63,7 @@ class Objective(base.Objective, base.Classifies):
         self.label, self.combine = label, combine
         self.second = tuple(sorted((second or {}).items()))
         vectors = (4 if combine == "compare" else 2) if self.second else 1
-        self.hidden = Dense(vectors * width, width, init_std=shared["init_std"], exact=True, rngs=rngs)
+        self.hidden = Dense(vectors * vlm.pair_width, width, init_std=shared["init_std"], exact=True, rngs=rngs)
         self.to_class = Dense(width, classes, init_std=None, exact=True, rngs=rngs)
         self.views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
 
