@@ -7,8 +7,8 @@
     attention                how much the modalities attend to each other in one layer
     probed                   the vectors of `match`, to be differentiated by the weights of one layer
 
-`CrossFusion` is here; `JointFusion` (merged and single stream) and `AutoencoderFusion` in `models/joint.py`,
-`ExpertFusion` in `models/experts.py`.
+`CrossFusion` is here; `CoFusion` in `models/co.py`, `JointFusion` (merged and single stream) and `AutoencoderFusion` in
+`models/joint.py`, `ExpertFusion` in `models/experts.py`.
 """
 
 from collections.abc import Callable, Sequence

@@ -121,7 +121,8 @@ class ImageEncoder(nnx.Module):
         norm_before: a layer norm before the blocks (CLIP, arXiv 2103.00020).
         hidden: how a hidden patch is kept from the blocks. "token": a learned token takes its embedding's place
             (SimMIM, arXiv 2111.09886). "drop": only the visible patches are encoded, and the token stands at the
-            hidden ones' places in the output (MAE, arXiv 2111.06377). "drop_in_fusion": not here; the fusion drops it.
+            hidden ones' places in the output (MAE, arXiv 2111.06377). "left_out": likewise, but hidden ones have no
+            place in the output; the fusion's decoder gives them one. "drop_in_fusion": not here; the fusion drops it.
             "none": no picture is masked.
         mask_token: own that token; otherwise it is given in the call.
     """
@@ -184,18 +185,18 @@ class ImageEncoder(nnx.Module):
         Args:
             image_BYXC: normalised pixels.
             masked_BN: True = none of the patch's pixels is seen by another position; None = nothing is hidden.
-            visible: the patches that are not hidden; read where `hidden` is "drop".
+            visible: the patches that are not hidden; read where `hidden` is "drop" or "left_out".
             key: draws dropout; None = none.
             mask_token: (D,), where the encoder owns none.
         Returns:
-            image_BSD with S = prefix + N.
+            image_BSD with S = prefix + N, of a masked picture whose hidden patches are left out prefix + U.
         """
         if masked_BN is not None and self.hidden == "none":
             raise ValueError("this encoder hides no patch: model.image.hidden is none")
         key, block_key = (None, None) if key is None else jax.random.split(key)
         x_BND = self.patch_embedding(image_BYXC)
         token = self.mask_token[...] if mask_token is None and self.mask_token is not None else mask_token
-        drop = masked_BN is not None and self.hidden == "drop"
+        drop = masked_BN is not None and self.hidden in ("drop", "left_out")
         if masked_BN is not None and self.hidden == "token":
             x_BND = jnp.where(masked_BN[:, :, None], spread(token, x_BND.shape, x_BND.dtype), x_BND)
         position = self.position[...]
@@ -211,7 +212,7 @@ class ImageEncoder(nnx.Module):
         x_BSD = self.blocks.scan(lambda block, x, key: block(x, valid, key), x_BSD, keys)
         x_BSD = x_BSD[:, :length]
         x_BSD = x_BSD if self.norm is None else self.norm(x_BSD)
-        if drop:
+        if drop and self.hidden == "drop":
             slots_BND = restore(x_BSD[:, self.prefix :], visible, self.patches, token)
             hidden_BND = jnp.where(masked_BN[:, :, None], slots_BND + patch_BND, slots_BND)
             x_BSD = jnp.concatenate([x_BSD[:, : self.prefix], hidden_BND], axis=1)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskvlm_jax.models.block import BlockSpec
+from maskvlm_jax.models.co import CoFusion
 from maskvlm_jax.models.experts import ExpertFusion
 from maskvlm_jax.models.fusion import CrossFusion, Lengths
 from maskvlm_jax.models.joint import AutoencoderFusion, JointFusion
@@ -18,7 +19,8 @@ from maskvlm_jax.models.vision import ImageEncoder
 
 FIRST = {"image": "first", "text": "first", "layers": 1}
 TEMPERATURE_RANGE = (0.001, 0.5)
-FUSIONS = {"cross": CrossFusion, "joint": JointFusion, "autoencoder": AutoencoderFusion, "experts": ExpertFusion}
+FUSIONS = {"cross": CrossFusion, "co": CoFusion, "joint": JointFusion, "autoencoder": AutoencoderFusion}
+FUSIONS |= {"experts": ExpertFusion}
 
 
 class VLM(nnx.Module):
@@ -26,8 +28,8 @@ class VLM(nnx.Module):
 
     Args:
         image, text: values of a `BlockSpec` and arguments of `ImageEncoder` and `TextEncoder`.
-        fusion: likewise of a fusion, and its `kind`: "cross" (MaskVLM, ALBEF), "joint" (MAMO, MLIM), "autoencoder"
-            (M3AE), "experts" (EVE) or "none". The kind of its blocks is `block_kind`.
+        fusion: likewise of a fusion, and its `kind`: "cross" (MaskVLM, ALBEF), "co" (medical M3AE), "joint" (MAMO,
+            MLIM), "autoencoder" (M3AE), "experts" (EVE) or "none". The kind of its blocks is `block_kind`.
         embed: width E of the contrastive space; 0 = there is none.
         temperature: initial temperature of the similarity; learned, kept in `TEMPERATURE_RANGE` as ALBEF.
         temperature_scale: what is learned, the temperature's logarithm ("log", as CLIP) or itself ("linear", as

@@ -286,10 +286,10 @@ class Context:
         key = self.key("image" + "".join(views))
         if hidden_by == "drop_in_fusion":
             return [self.vlm.encode_image(image, None, None, key)] * len(views)
-        if hidden_by == "drop" and len(views) > 1:
+        if (dropped := hidden_by in ("drop", "left_out")) and len(views) > 1:
             return [self._encode_images([view])[0] for view in views]
         hidden = None if views == ["clean"] else interleave([masked & (view == "masked") for view in views])
-        visible = self.visible_patches if hidden_by == "drop" and hidden is not None else None
+        visible = self.visible_patches if dropped and hidden is not None else None
         return separate(self.vlm.encode_image(interleave([image] * len(views)), hidden, visible, key), len(views))
 
     def _encode_texts(self, views: list[str]) -> list[jax.Array]:

@@ -18,7 +18,8 @@ def fill_masks(
     runner: Runner, config: ConfigDict, objective: Mapping[str, Any], image: Picture | None, text: str, k: int
 ) -> list[list[dict[str, Any]]]:
     """See `Model.fill_masks`; `objective` are the values of the one that predicts words."""
-    drops = config.model.image.hidden in ("drop", "drop_in_fusion") and objective.get("other", "clean") == "masked"
+    dropping = ("drop", "left_out", "drop_in_fusion")
+    drops = config.model.image.hidden in dropping and objective.get("other", "clean") == "masked"
     _check_sees_all(config, drops)
     length = config.model.text.max_length
     most = masked_positions.masked_token_capacity(length, config.masking.text_ratio)

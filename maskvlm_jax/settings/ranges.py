@@ -53,7 +53,7 @@ RANGES = {
     r"max_length": Range(3, whole=True),  # start token, one token, end token
     r"(batch_size|log_every|checkpoint_every|keep_checkpoints|threads|tokenizer_captions|text_buckets)": SIZE,
     r"(parallel|examples_per_shard)": SIZE,
-    r"(depth|embed|queue|registers|seed|seeds|scenes_seed|limit|workers|steps)": COUNT,
+    r"(depth|tap|embed|queue|registers|seed|seeds|scenes_seed|limit|workers|steps)": COUNT,
     r"(captions_per_image|match_images|choose_images|probe_limit|figures|finetune_steps)": COUNT,
     r"(resize|min_size|expected|against_distance|randaugment_ops|randaugment_magnitude)": COUNT,
     r"(mask_id|rerank_k)": COUNT_OR_AUTO,

@@ -197,18 +197,20 @@ def _check_decoder(fusion: ConfigDict) -> None:
 def _check_fusion(config: ConfigDict) -> None:
     """Fields that a fusion shares with encoders and masks."""
     image, fusion, masking = config.model.image, config.model.fusion, config.masking
+    streams = fusion.kind in ("cross", "co")
     first = bool(config.model.embed) and config.model.pooling.image not in ("mean", "attention")
-    if not image.class_token and (first or fusion.kind == "cross"):
+    if not image.class_token and (first or streams):
         reader = (
-            "the cross fusion reads"
-            if fusion.kind == "cross"
-            else f"model.pooling.image={config.model.pooling.image} reads"
+            f"the {fusion.kind} fusion reads" if streams else f"model.pooling.image={config.model.pooling.image} reads"
         )
         raise UserError(f"the image encoder has no class token (model.image.class_token=False), which {reader}")
     if image.distillation_token and not image.class_token:
         raise UserError("model.image.distillation_token follows a class token; set model.image.class_token to True")
-    if fusion.kind in _DROPPING:
+    decoded = fusion.kind == "co" and bool(fusion.decoder)
+    if fusion.kind in _DROPPING or decoded:
         _check_decoder(fusion)
+    if fusion.kind == "co" and fusion.tap > fusion.depth:
+        raise UserError(f"model.fusion.tap {fusion.tap} is more than model.fusion.depth {fusion.depth}")
     if fusion.kind == "experts":
         _check_experts(fusion)
     if masking.policy == "modality_aware" and not 0 <= masking.light_ratio <= min(
@@ -218,10 +220,11 @@ def _check_fusion(config: ConfigDict) -> None:
             f"masking.light_ratio {masking.light_ratio} must not be above image_ratio {masking.image_ratio} "
             f"and text_ratio {masking.text_ratio}"
         )
-    if (image.hidden == "drop_in_fusion") != (fusion.kind in _DROPPING):
-        raise UserError(f"model.image.hidden={image.hidden} does not go with model.fusion.kind={fusion.kind}")
+    if (image.hidden == "drop_in_fusion") != (fusion.kind in _DROPPING) or (image.hidden == "left_out") != decoded:
+        of_kind = f"{fusion.kind} {'with' if decoded else 'without'} a decoder" if fusion.kind == "co" else fusion.kind
+        raise UserError(f"model.image.hidden={image.hidden} does not go with model.fusion.kind={of_kind}")
     exact = masking.policy == "independent" and not masking.whole_word
-    hidden_dropped = image.hidden in ("drop", "drop_in_fusion")
+    hidden_dropped = image.hidden in ("drop", "left_out", "drop_in_fusion")
     if (fusion.kind == "autoencoder" and not exact) or (hidden_dropped and masking.policy != "independent"):
         raise UserError("only masks of an exact count can be dropped: set masking.policy=independent, whole_word=False")
     if image.get("embedding", "patch") == "conv" and image.patch & (image.patch - 1):
@@ -233,8 +236,8 @@ def _check_choices(config: ConfigDict) -> None:
     image, fusion = config.model.image, config.model.fusion
     _check_choice(config.masking, "masking.text_corruption", ("mask", "bert"))
     _check_choice(config.masking, "masking.policy", ("independent", "modality_aware"))
-    _check_choice(image, "model.image.hidden", ("token", "drop", "drop_in_fusion", "none"))
-    _check_choice(fusion, "model.fusion.kind", ("cross", "joint", *_DROPPING, "none"))
+    _check_choice(image, "model.image.hidden", ("token", "drop", "left_out", "drop_in_fusion", "none"))
+    _check_choice(fusion, "model.fusion.kind", ("cross", "co", "joint", *_DROPPING, "none"))
     for block, key, choices in (
         (fusion, "model.fusion.streams", ("both", "text")),
         (image, "model.image.embedding", ("patch", "conv")),

@@ -14,9 +14,8 @@ def task(config: ConfigDict, here: str) -> None:
     # The fusion's blocks, which the decoder starts from. There `kind` is that of the fusion.
     values = config.model.fusion.to_dict()
     kind = values.get("block_kind", "dense")
-    decoder = {
-        key: value for key, value in values.items() if key not in ("block_kind", "streams", "decoder", "experts")
-    }
+    of_fusion = ("block_kind", "streams", "tap", "decoder", "experts")
+    decoder = {key: value for key, value in values.items() if key not in of_fusion}
     decoder["kind"] = "dense" if kind == "experts" else kind  # of which there are no cross blocks
     objective = {"name": "answer_text", "weight": 1.0, "label": "answer_text", "candidates": 128, "decoder": decoder}
     config.objectives = ConfigDict({"answers": objective})
