@@ -41,6 +41,16 @@ def masked_pixel_error(pred: np.ndarray, target: np.ndarray, valid: np.ndarray, 
     return sum(errors) / len(errors) if errors else 0.0
 
 
+def normalised_patches(patches: np.ndarray) -> np.ndarray:
+    """Each patch less its mean, over the root of its unbiased variance and 1e-6."""
+    result = np.zeros(patches.shape)
+    for b, n in np.ndindex(*patches.shape[:2]):
+        values = np.asarray(patches[b, n], np.float64)
+        variance = sum((v - values.mean()) ** 2 for v in values) / (len(values) - 1)
+        result[b, n] = (values - values.mean()) / math.sqrt(variance + 1e-6)
+    return result
+
+
 def masked_token_cross_entropy(logits: np.ndarray, target: np.ndarray, valid: np.ndarray) -> float:
     """Mean over all masked tokens of the batch; 0 where there is none."""
     losses = [cross_entropy(logits[b, m], target[b, m]) for b, m in np.ndindex(*valid.shape) if valid[b, m]]
