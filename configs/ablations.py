@@ -3,7 +3,8 @@
     python -m maskvlm_jax.ablate --config=configs/ablations.py:table=losses
 
 Tables: losses (MaskVLM's Table 5), masking (its Table 6), ratios (its Table 7), data (its Table 4), recipes; negatives
-and weights, of the matching loss and of all losses; experts, of feed-forward layers (EVE).
+and weights, of the matching loss and of all losses; experts, of feed-forward layers (EVE); levels, of the layer that
+pixels are read behind (medical M3AE, Figure 2).
 """
 
 from ml_collections import ConfigDict
@@ -30,14 +31,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seeds = (0, 1, 2)
     scenes = choice["data"] == "scenes"
     # Of every row. On scenes the losses' table has the default run's budget; photographs are learned later.
-    config.steps = 400 if not scenes else 1_200 if choice["table"] in ("losses", "experts") else 200
+    config.steps = 400 if not scenes else 1_200 if choice["table"] in ("losses", "experts", "levels") else 200
     config.batch_size = 64
     # Of retrieval fine-tuning behind every row; 0 = none. Rows without a contrastive loss compare by nothing else.
     config.finetune_steps = 100 if choice["table"] in ("losses", "recipes") else 0
     config.parallel = 1  # runs side by side; small models use a core each better than all cores together
     config.data_root = ""  # of a set on disk
     # How well what is masked is predicted can be compared where every row masks alike.
-    config.metrics = RETRIEVAL + (PROBES if choice["table"] in ("losses", "masking", "experts") else ())
+    config.metrics = RETRIEVAL + (PROBES if choice["table"] in ("losses", "masking", "experts", "levels") else ())
     config.plotted = ("mean_recall", "rerank_mean_recall", "match_mean_recall")
     # Every run's command: a config file with its structure, and flags that every row gets.
     config.pretrain, config.finetune = "configs/pretrain.py", "configs/finetune_retrieval.py"
@@ -68,6 +69,10 @@ def _experts(layers: int, lower: str = "modality", ratio: int = 4) -> list[str]:
     flags = [f"layers={layers}", f"lower={lower}", f"mlp_ratio={ratio}"]
     balance = [] if layers else ["objectives.load_balance.weight=0.0"]
     return [f"model.fusion.experts.{flag}" for flag in flags] + balance
+
+
+def _level(name: str, tap: int) -> tuple[str, str, list[str]]:
+    return name, "m3ae_med", [f"model.fusion.tap={tap}"]
 
 
 _RECIPES = ("maskvlm", "mamo", "albef", "clip", "mlim", "m3ae")
@@ -107,6 +112,13 @@ _TABLES = {
         ("by modality", "eve", _experts(0)),
         ("by modality, routed above", "eve", _experts(2, ratio=2)),
         ("by modality, routed above, whole experts", "eve", _experts(2)),
+    ],
+    # Of the four layers of a stream at tiny; layers above the one that is read learn nothing of pixels.
+    "levels": [
+        _level("before the first layer", 0),
+        _level("behind the first", 1),
+        _level("behind the second", 2),
+        _level("behind the last", 4),
     ],
     "data": [
         (f"{recipe}, {limit:,} pictures", recipe, [f"data.limit={limit}"])

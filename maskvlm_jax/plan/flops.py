@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from maskvlm_jax.data.masking import masked_patch_count
 from maskvlm_jax.models.pooling import OF_TWO
 from maskvlm_jax.objectives.masked_positions import masked_token_capacity
+from maskvlm_jax.plan import co_flops
 from maskvlm_jax.plan.products import (
     attend_itself,
     cross_finish,
@@ -33,27 +34,31 @@ def flops_per_pair(config: ConfigDict, batch_size: int) -> dict[str, float]:
     """Forward GFLOP of one image-text pair by part.
 
     Args:
-        config: of a pre-training run of MaskVLM, or of EVE, whose experts count where a position goes through them.
+        config: of a pre-training run of MaskVLM, of medical M3AE, or of EVE, whose experts count where a position goes
+            through them.
         batch_size: examples that the in-batch losses see at once.
     Raises:
         UserError: another recipe, blocks of another kind, or a masker.
     Returns:
         `image_encoder` and `text_encoder` (all views), `memory` (keys and values that the cross-modality encoders
-        read; EVE has none), and each objective by its label: cross-modality encoders and decoder, its head, and for
-        `contrastive` the two projections and the similarity of a pair with the batch. Objectives of weight 0 are not
-        there.
+        read, of medical M3AE those of the first layer with what enters it; EVE has none), and each objective by its
+        label: cross-modality encoders and decoder, its head, and for `contrastive` the two projections and the
+        similarity of a pair with the batch. Objectives of weight 0 are not there.
     """
     if config.masking.masker:
         raise UserError("FLOPs are not counted of the teacher, by which masking.masker hides")
     if config.model.fusion.kind == "experts":
         return {name: flops / 1e9 for name, flops in _ExpertCount(config).parts().items()}
+    if config.model.fusion.kind == "co":
+        return {name: flops / 1e9 for name, flops in co_flops.parts(config).items()}
     if (
         config.model.fusion.kind != "cross"
         or config.model.fusion.streams != "both"
         or config.model.image.hidden == "drop"
     ):
         raise UserError(
-            "FLOPs are counted for recipe=eve, and for recipe=maskvlm where its encoders see hidden patches as tokens"
+            "FLOPs are counted for recipe=eve and m3ae_med, and for recipe=maskvlm where its encoders see hidden "
+            "patches as tokens"
         )
     stacks = [config.model.image, config.model.text, config.objectives.get("masked_image", {}).get("decoder", {})]
     if {config.model.fusion.block_kind, *(stack.get("kind", "dense") for stack in stacks)} != {"dense"}:

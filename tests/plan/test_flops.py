@@ -141,6 +141,32 @@ def test_flops_of_sorted_rows_are_at_most_half_as_many_again():
         assert counted < traced_gflops(config) < 1.5 * counted
 
 
+CO = {
+    "m3ae_med": {},
+    "tapped_at_the_encoder": {"model__fusion__tap": 0},
+    "tapped_behind_one_layer": {"model__fusion__tap": 1, "model__fusion__decoder__depth": 3},
+    "tapped_behind_the_last": {"model__fusion__tap": 4, "model__image__registers": 2},
+    "one_layer": {"model__fusion__depth": 1, "model__fusion__tap": 1},
+    "masked_image_alone": {"objectives__masked_text__weight": 0.0, "objectives__matching__weight": 0.0},
+    "masked_text_alone": {"objectives__masked_image__weight": 0.0, "objectives__matching__weight": 0.0},
+    "matching_alone": {"objectives__masked_image__weight": 0.0, "objectives__masked_text__weight": 0.0},
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("m3ae_med", "tapped_behind_one_layer") else pytest.mark.slow)
+        for name in CO
+    ],
+)
+def test_flops_of_streams_that_read_each_other_are_those_of_the_traced_program(name):
+    config = toy_config("recipe=m3ae_med", **({"masking__image_cell": 1} | CO[name]))
+    parts = flops.flops_per_pair(config, BATCH_SIZE)
+    assert sum(parts.values()) == pytest.approx(traced_gflops(config), rel=1e-9)
+    assert list(parts)[:3] == ["image_encoder", "text_encoder", "memory"]
+
+
 def test_an_unknown_objective_is_told():
     with pytest.raises(UserError, match="captioning"):
         flops.flops_per_pair(toy_config(objectives__matching__name="captioning"), BATCH_SIZE)
