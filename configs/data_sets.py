@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 DATA = ("scenes", "files", "flickr8k", "flickr30k", "coco", "vg", "sbu", "cc3m")
 DATA += ("array_record", "tfds", "webdataset", "parquet")
+DATA += ("roco", "rocov2", "medicat", "reports")  # medical pictures
 # What a set of a mixture has of its own; the rest of `config.data` holds for all of them.
 SET_KEYS = ("source", "root", "split", "images", "captions", "splits", "image_key", "caption_key", "max_missing")
 SET_KEYS += ("scenes_seed", "limit")
@@ -35,8 +36,10 @@ def _set_block(name: str) -> ConfigDict:
             # split -> list of picture names, {} where the caption file holds the splits; of webdataset and parquet the
             # pattern of a split's shards.
             "splits": {},
-            "image_key": "",  # of tfds and parquet: the feature or column that holds the picture; "" = found by type
-            "caption_key": "",  # of tfds, parquet and webdataset: the same of the caption
+            # Of tfds and parquet the feature or column that holds the picture, of a table the one that names it; "" =
+            # found by type or by a usual name.
+            "image_key": "",
+            "caption_key": "",  # of tfds, parquet, webdataset and tables: the same of the caption
             # label -> more that is made of every example, such as {"name": "label"}; see maskvlm_jax/data/fields.
             "fields": {},
             "mixture": {},
@@ -69,12 +72,14 @@ def _set_block(name: str) -> ConfigDict:
 
 # What named sets have that others have not.
 _SPLITS = ("train", "val", "test")
+# Nothing is cropped or flipped: texts say left and right, and how large.
+_WHOLE = {"crop_scale": (1.0, 1.0), "flip": False, "randaugment_ops": 0, "randaugment_magnitude": 0}
 _SETS = {
     "scenes": {
         "source": "scenes",
         "tokenizer_captions": 5_000,
         # Captions say where things are, how large and of what colour.
-        "augment": {"crop_scale": (1.0, 1.0), "flip": False, "randaugment_ops": 0, "randaugment_magnitude": 0},
+        "augment": _WHOLE,
     },
     "files": {
         "root": "data",
@@ -101,6 +106,37 @@ _SETS = {
     "cc3m": {"root": "data/cc3m", "source": "webdataset", "splits": {"train": "*.tar"}},
     "webdataset": {"root": "data", "source": "webdataset", "splits": {split: f"{split}*.tar" for split in _SPLITS}},
     "parquet": {"root": "data", "source": "parquet", "splits": {split: f"{split}*.parquet" for split in _SPLITS}},
+    # `{split}` is what `splits` says.
+    "roco": {
+        "root": "data/roco",
+        "images": "{split}/radiology/images",
+        "captions": "{split}/radiology/captions.txt",
+        "splits": {"train": "train", "val": "validation", "test": "test"},
+        "augment": _WHOLE,
+    },
+    "rocov2": {
+        "root": "data/rocov2",
+        "images": "{split}",
+        "captions": "{split}_captions.csv",
+        "splits": {"train": "train", "val": "valid", "test": "test"},
+        "augment": _WHOLE,
+    },
+    # It has no splits of its own: all of it, unless `splits` names lists.
+    "medicat": {
+        "root": "data/medicat/release",
+        "images": "figures",
+        "captions": "s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl",
+        "augment": _WHOLE,
+    },
+    # A table of chest X-rays and their reports.
+    "reports": {
+        "root": "data/reports",
+        "images": "images",
+        "captions": "reports.csv",
+        "splits": {"train": "train.txt", "val": "val.txt"},
+        "caption_key": "findings+impression",
+        "augment": _WHOLE,
+    },
     "array_record": {"root": "data", "source": "array_record"},
     "tfds": {"root": "data", "source": "tfds"},
 }

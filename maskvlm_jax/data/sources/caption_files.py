@@ -5,11 +5,14 @@ import io
 import json
 import posixpath
 import re
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from maskvlm_jax.data.sources import medical_texts
 from maskvlm_jax.data.sources.annotations import Json, field, load_json, picture_name, read_text, rows
 from maskvlm_jax.runtime.errors import UserError
 
@@ -20,27 +23,32 @@ class CaptionTable(NamedTuple):
     Attributes:
       captions: picture name -> its captions as they are written in the file.
       splits: split name -> the pictures in it; empty where the format has no splits.
+      left_out: counts of what the format leaves out, by reason.
     """
 
     captions: dict[str, list[str]]
     splits: dict[str, list[str]]
+    left_out: Mapping[str, int] = MappingProxyType({})
 
 
-def read_captions(path: Path) -> CaptionTable:
+def read_captions(path: Path, *, image_key: str = "", caption_key: str = "") -> CaptionTable:
     """Reads a caption file, whose format is told by its ending and content.
 
-    `.csv`, `.txt`: header `image,caption`, one row a caption. `.jsonl`: one object a line with `image` and `captions`
-    (a list) or `caption`. `.json`: COCO captions (`images`, `annotations`); a Karpathy split (`images` that have
-    `split` and `sentences`; `restval` counts as `train`); ALBEF's, BLIP's and LAVIS's list (`image`, and `caption`, a
-    text or a list of them); an object {picture: caption} or {picture: [captions]}, or of two columns, `image` and
-    `caption`; Visual Genome's region descriptions (a list of pictures with `regions` that have a `phrase`), which need
-    its `image_data.json` beside them; SBU's list (`image_urls`, `captions`). Where a picture has an address, its name
-    is the last part of it, for Visual Genome the last two parts.
+    `.csv`, `.txt`: header `image,caption`, one row a caption; a table with other columns, which `image_key` and
+    `caption_key` name, see `medical_texts.read_table`; lines of an id, a tab and a caption (ROCO). `.jsonl`: one object
+    a line with `image` and `captions` (a list) or `caption`, or MedICaT's figures. `.json`: COCO captions (`images`,
+    `annotations`); a Karpathy split (`images` that have `split` and `sentences`; `restval` counts as `train`); ALBEF's,
+    BLIP's and LAVIS's list (`image`, and `caption`, a text or a list of them); an object {picture: caption} or
+    {picture: [captions]}, or of two columns, `image` and `caption`; Visual Genome's region descriptions (a list of
+    pictures with `regions` that have a `phrase`), which need its `image_data.json` beside them; SBU's list
+    (`image_urls`, `captions`). Where a picture has an address, its name is the last part of it, for Visual Genome the
+    last two parts.
 
     Raises:
       UserError: the file is missing or malformed; the message names the row.
     """
-    parsers = {".csv": _parse_csv, ".txt": _parse_csv, ".jsonl": _parse_jsonl}
+    parse_csv = partial(_parse_csv, folder=path.parent, image_key=image_key, caption_key=caption_key)
+    parsers = {".csv": parse_csv, ".txt": parse_csv, ".jsonl": _parse_jsonl}
     parsers[".json"] = partial(_parse_json, folder=path.parent)
     ending = path.suffix.lower()
     if ending not in parsers:
@@ -48,13 +56,19 @@ def read_captions(path: Path) -> CaptionTable:
     return parsers[ending](read_text(path, "caption file"), path.name)
 
 
-def _parse_csv(text: str, file: str) -> CaptionTable:
+def _parse_csv(text: str, file: str, folder: Path, image_key: str, caption_key: str) -> CaptionTable:
+    if file.lower().endswith(".txt") and _is_tabbed(text):
+        return _of_texts(medical_texts.read_tabbed(text, file))
     # `strict` turns a quote that is never closed into an error; without it the rest of the file becomes one caption.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     captions: dict[str, list[str]] = {}
     try:
         header = next(reader, [])
-        if [column.strip() for column in header] != ["image", "caption"]:
+        columns = [column.strip() for column in header]
+        if image_key or caption_key or (columns != ["image", "caption"] and medical_texts.is_table(columns)):
+            keys = {"image_key": image_key, "caption_key": caption_key}
+            return _of_texts(medical_texts.read_table(text, file, folder, **keys))
+        if columns != ["image", "caption"]:
             raise UserError(f"{file} row 1: the header is {','.join(header)[:80]!r}; it must be image,caption")
         for row in reader:
             where = f"{file} row {reader.line_num}"
@@ -68,20 +82,39 @@ def _parse_csv(text: str, file: str) -> CaptionTable:
     return CaptionTable(captions, {})
 
 
+def _is_tabbed(text: str) -> bool:
+    """Whether the first line that is not empty has a tab, and no comma before it."""
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    return "\t" in first and "," not in first.partition("\t")[0]
+
+
+def _of_texts(found: medical_texts.Texts) -> CaptionTable:
+    captions, left_out = found
+    return CaptionTable(captions, {}, +left_out)
+
+
 def _parse_jsonl(text: str, file: str) -> CaptionTable:
+    entries = _json_lines(text, file)
+    first = next(entries, None)
+    if first is not None and isinstance(first[1], dict) and "pdf_hash" in first[1]:
+        return _of_texts(medical_texts.read_figures(_json_lines(text, file)))
     captions: dict[str, list[str]] = {}
-    # Not `splitlines`: it also breaks at characters such as U+2028, which may stand unescaped in a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{file} row {number}"
-        entry = load_json(line, where)
+    for where, entry in _json_lines(text, file):
         several = isinstance(entry, dict) and "captions" in entry
         written = field(entry, "captions", list, where) if several else [field(entry, "caption", str, where)]
         if not all(isinstance(caption, str) for caption in written):
             raise UserError(f"{where}: captions must be a list of strings")
         captions.setdefault(picture_name(field(entry, "image", str, where), where), []).extend(written)
     return CaptionTable(captions, {})
+
+
+def _json_lines(text: str, file: str) -> Iterator[tuple[str, Json]]:
+    """Each line's entry after the words that name it."""
+    # Not `splitlines`: it also breaks at characters such as U+2028, which may stand unescaped in a JSON string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{file} row {number}"
+            yield where, load_json(line, where)
 
 
 def _parse_json(text: str, file: str, folder: Path) -> CaptionTable:

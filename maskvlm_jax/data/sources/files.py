@@ -26,6 +26,8 @@ def open_split(data: Mapping[str, Any], split: str, *, image_size: int) -> Sourc
         split=split,
         splits=dict(data["splits"]) or None,
         max_missing=data["max_missing"],
+        image_key=data["image_key"],
+        caption_key=data["caption_key"],
     )
 
 
@@ -34,7 +36,11 @@ def existing_splits(data: Mapping[str, Any]) -> Sequence[str]:
     root = buckets.local_folder(data["root"], "a set of kind files")
     if data["splits"]:
         return remote.splits_there(data)
-    return tuple(read_captions(root / data["captions"]).splits) or (data["split"],)
+    keys = {"image_key": data["image_key"], "caption_key": data["caption_key"]}
+    return tuple(read_captions(root / data["captions"], **keys).splits) or (data["split"],)
+
+
+_SPLIT = "{split}"  # in a name
 
 
 class Files(Listed):
@@ -56,25 +62,32 @@ class Files(Listed):
         split: str,
         splits: dict[str, str] | None,
         max_missing: float = 0.05,
+        image_key: str = "",
+        caption_key: str = "",
     ):
         """Reads the captions and lists the picture folders; no picture is opened.
 
         Args:
           root: folder that `images`, `captions` and the split lists are relative to.
           images: picture folder; "" is `root` itself.
-          captions: caption file.
+          captions: caption file. Where `{split}` is in its name or in `images`, each split has a file of its own, and
+            `splits` says what stands there for a split, or it is the split's name.
           split: name of the split to serve; any name will do where neither `splits` nor the caption file has splits.
           splits: split name -> list file, one picture name a line; None takes the splits of the caption file, or all
             its pictures as the one split.
           max_missing: largest share of the split's pictures that may be missing on disk; the missing ones are left out.
+          image_key, caption_key: columns of a caption file with more of them than two, see `read_captions`.
 
         Raises:
           UserError: a path does not exist, a file is malformed, there is no such split, more than `max_missing` of its
             pictures are missing, or none is left.
         """
         root_path = root_folder(root)
+        if _SPLIT in images + captions:
+            name = split if splits is None else _lookup(splits, split, "--config.data.splits")
+            images, captions, splits = images.replace(_SPLIT, name), captions.replace(_SPLIT, name), None
         folder = picture_folder(root_path, images)
-        table = read_captions(root_path / captions)
+        table = read_captions(root_path / captions, image_key=image_key, caption_key=caption_key)
         if splits is not None:
             flag = f"--config.data.root and --config.data.splits.{split}"
             names = read_split_list(root_path / _lookup(splits, split, "--config.data.splits"), flag)
@@ -83,7 +96,7 @@ class Files(Listed):
         else:
             names = list(table.captions)
         unique = list(dict.fromkeys(names))
-        dropped = Counter(repeated_pictures=len(names) - len(unique))
+        dropped = Counter({"repeated_pictures": len(names) - len(unique), **table.left_out})
         self._pictures = PictureFolder(folder, unique, max_missing, dropped)
         names, usable = _clean_captions(self._pictures.names, table.captions, dropped)
         super().__init__(names, usable, report={reason: count for reason, count in dropped.items() if count})
