@@ -71,10 +71,6 @@ def _experts(layers: int, lower: str = "modality", ratio: int = 4) -> list[str]:
     return [f"model.fusion.experts.{flag}" for flag in flags] + balance
 
 
-def _level(name: str, tap: int) -> tuple[str, str, list[str]]:
-    return name, "m3ae_med", [f"model.fusion.tap={tap}"]
-
-
 _RECIPES = ("maskvlm", "mamo", "albef", "clip", "mlim", "m3ae")
 _TABLES = {
     "losses": [
@@ -113,13 +109,8 @@ _TABLES = {
         ("by modality, routed above", "eve", _experts(2, ratio=2)),
         ("by modality, routed above, whole experts", "eve", _experts(2)),
     ],
-    # Of the four layers of a stream at tiny; layers above the one that is read learn nothing of pixels.
-    "levels": [
-        _level("before the first layer", 0),
-        _level("behind the first", 1),
-        _level("behind the second", 2),
-        _level("behind the last", 4),
-    ],
+    # Of the four layers of a stream at tiny and mini; layers above the one that is read learn nothing of pixels.
+    "levels": [(f"pixels behind layer {tap}", "m3ae_med", [f"model.fusion.tap={tap}"]) for tap in (0, 1, 2, 4)],
     "data": [
         (f"{recipe}, {limit:,} pictures", recipe, [f"data.limit={limit}"])
         for recipe in ("maskvlm", "albef")

@@ -228,7 +228,7 @@ class _CoFused:
 
     def __init__(self, fusion: CoFusion, image: Side, text: Side, keys: Keys):
         self._fusion, self._image, self._text, self._keys = fusion, image, text, keys
-        self._body = cache(self._body)
+        self._body = cache(self._run_body)  # both modalities may be read
 
     def text(self, read_BR: jax.Array | None = None) -> jax.Array:
         stack = self._fusion.text_stream
@@ -256,7 +256,7 @@ class _CoFused:
         both = self._body(layers - 1)
         return fusion.layer(layers - 1, both[which], both[1 - which], read_BR)
 
-    def _body(self, stop: int) -> tuple[_Stream, _Stream]:
+    def _run_body(self, stop: int) -> tuple[_Stream, _Stream]:
         started = self._started(0, None), self._started(1, None)
         return self._fusion.body(stop, *started, self._image.memory, self._text.memory)
 

@@ -36,7 +36,7 @@ def learner_of(config):
     return toy.randomised(lambda: Learner(**model_arguments(config), rngs=nnx.Rngs(0)))
 
 
-@pytest.fixture(scope="module", params=RECIPES)
+@pytest.fixture(scope="module", params=(*RECIPES, pytest.param("m3ae_med", marks=pytest.mark.slow)))
 def model(request):
     learner = learner_of(config_of(request.param))
     return learner, batch_for(learner)

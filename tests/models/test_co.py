@@ -115,13 +115,13 @@ def test_every_level_is_that_of_the_equations(norm, depth, tap):
 
 
 def test_layers_above_the_tap_learn_nothing_of_pixels():
-    model = fusion("post", 3, 2, unroll=False)
+    model, key = fusion("post", 3, 2, unroll=False, dropout=0.3), jax.random.key(0)
     graphdef, state = split_model(model)
 
     def total(state):
         model = nnx.merge(graphdef, state)
         _, text, masked = sides(model)
-        return jnp.sum(model.fuse(masked, text).image() ** 2)
+        return jnp.sum(model.fuse(masked, text, (key, key)).image() ** 2)
 
     gradients = toy.by_path(jax.jit(jax.grad(total)).lower(state).compile(UNOPTIMISED)(state))
 
