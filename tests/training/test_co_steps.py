@@ -12,7 +12,10 @@ def config_of(**values):
     return toy_config("recipe=m3ae_med", masking__image_cell=1, model__fusion__depth=2, model__fusion__tap=1, **values)
 
 
-@pytest.mark.parametrize("axes", [(2, 2, 2), pytest.param((8, 1, 1), marks=pytest.mark.slow)], ids=str)
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("axes", [(2, 2, 2), (8, 1, 1)], ids=str)
 def test_eight_devices_give_the_losses_and_parameters_of_one(axes):
     (state, told), (expected_state, expected) = (train(config_of(), mesh, 3) for mesh in (mesh_of(*axes), one_device()))
     for ours, theirs in zip(told, expected, strict=True):
@@ -21,7 +24,7 @@ def test_eight_devices_give_the_losses_and_parameters_of_one(axes):
     assert share_apart(state.params, expected_state.params) < 0.02
 
 
-@pytest.mark.parametrize("parts", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("parts", [2, 8])
 def test_microbatches_give_the_gradients_of_the_whole_batch(parts):
     whole, cut = (first_gradients(config_of(optim__accumulate=accumulate)) for accumulate in (1, parts))
     np.testing.assert_allclose(cut[1], whole[1], rtol=1e-5)
