@@ -129,9 +129,10 @@ def set_size(config: ConfigDict, name: str) -> None:
     config.model.image.distillation_token = False  # one more behind it (DeiT)
     config.model.image.registers = 0  # learned tokens without a position (DINOv2)
     config.model.image.norm_before = False  # a layer norm before the blocks (CLIP)
-    # How hidden patches are kept from the encoder: token (their embedding is replaced) | drop (only visible ones are
-    # encoded) | left_out (nor do hidden ones have a place behind the encoder, fusion co) | drop_in_fusion (all are
-    # embedded, the fusion encodes the visible ones) | none (no picture is masked).
+    # How hidden patches are kept from the encoder: token (their embedding is replaced) | pixel (their pixels are, by a
+    # learned colour) | drop (only visible ones are encoded) | left_out (nor do hidden ones have a place behind the
+    # encoder, fusion co) | drop_in_fusion (all are embedded, the fusion encodes the visible ones) | none (no picture is
+    # masked).
     config.model.image.hidden = "token"
     config.model.text = ConfigDict(
         {"vocab_size": size.vocabulary, "max_length": size.tokens, "depth": size.text, "norm": norm, **block}

@@ -48,7 +48,7 @@ class ScoredRun:
                 limit=options.limit if spread is None else 0,
                 captions_per_image=options.captions_per_image,
                 memory=int(1e9 * options.memory_gb),
-                one_at_a_time=config.masking.policy == "modality_aware" or image.hidden == "token",
+                one_at_a_time=config.masking.policy == "modality_aware" or image.hidden in ("token", "pixel"),
             )
             self._sets[split, spread] = found
             if broken := found.broken:

@@ -120,11 +120,12 @@ class ImageEncoder(nnx.Module):
             (DINOv2, arXiv 2309.16588).
         norm_before: a layer norm before the blocks (CLIP, arXiv 2103.00020).
         hidden: how a hidden patch is kept from the blocks. "token": a learned token takes its embedding's place
-            (SimMIM, arXiv 2111.09886). "drop": only the visible patches are encoded, and the token stands at the
-            hidden ones' places in the output (MAE, arXiv 2111.06377). "left_out": likewise, but hidden ones have no
-            place in the output; the fusion's decoder gives them one. "drop_in_fusion": not here; the fusion drops it.
-            "none": no picture is masked.
-        mask_token: own that token; otherwise it is given in the call.
+            (SimMIM, arXiv 2111.09886). "pixel": a learned colour takes the place of its pixels (FastMIM, arXiv
+            2212.06593). "drop": only the visible patches are encoded, and the token stands at the hidden ones' places
+            in the output (MAE, arXiv 2111.06377). "left_out": likewise, but hidden ones have no place in the output;
+            the fusion's decoder gives them one. "drop_in_fusion": not here; the fusion drops it. "none": no picture is
+            masked.
+        mask_token: own that token or colour; otherwise the token is given in the call.
     """
 
     def __init__(
@@ -151,11 +152,11 @@ class ImageEncoder(nnx.Module):
         else:
             self.patch_embedding = PatchEmbedding(patch, width, **common, rngs=rngs)
 
-        def tokens(count: int) -> nnx.Param | None:
+        def tokens(count: int, width: int = width) -> nnx.Param | None:
             return nnx.Param(token_init()(rngs.params(), (1, int(count), width), jnp.float32)) if count else None
 
         self.class_token = tokens(class_token)
-        self.mask_token = tokens(mask_token and hidden in ("token", "drop"))
+        self.mask_token = tokens(mask_token and hidden in ("token", "pixel", "drop"), 3 if hidden == "pixel" else width)
         self.distillation_token, self.register_tokens = tokens(distillation_token), tokens(registers)
         self._placed = class_token + distillation_token  # tokens that have a position
         position = token_init()(rngs.params(), (1, self._placed + patches, width), jnp.float32)
@@ -196,8 +197,11 @@ class ImageEncoder(nnx.Module):
         key, block_key = (None, None) if key is None else jax.random.split(key)
         x_BND = self.patch_embedding(image_BYXC)
         token = self.mask_token[...] if mask_token is None and self.mask_token is not None else mask_token
+        if self.hidden == "pixel" and masked_BN is not None:
+            # A patch is embedded by itself: of one colour it is the same vector wherever it is hidden.
+            token = self.patch_embedding(spread(token, (1, self.patch, self.patch, 3), token.dtype))
         drop = masked_BN is not None and self.hidden in ("drop", "left_out")
-        if masked_BN is not None and self.hidden == "token":
+        if masked_BN is not None and self.hidden in ("token", "pixel"):
             x_BND = jnp.where(masked_BN[:, :, None], spread(token, x_BND.shape, x_BND.dtype), x_BND)
         position = self.position[...]
         patch_BND = spread(position[:, self._placed :], x_BND.shape, x_BND.dtype)
