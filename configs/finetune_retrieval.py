@@ -23,6 +23,8 @@ from configs.recipes import parts
 def get_config(arg: str = "") -> ConfigDict:
     """The config of a fine-tuning run; `arg` is the text after the colon."""
     config = pretrain.get_config(arg)
+    if config.model.text.kind == "none":
+        raise ValueError(f"{config.name} reads no text: start another recipe of pretrain.py by --config.checkpoint")
     config.task = "finetune"
     config.name += "-retrieval"
     config.objectives = ConfigDict()

@@ -11,6 +11,7 @@ from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.models.pretrained import encoders
 from maskvlm_jax.runtime import buckets, processes
 from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.settings import upgrade
 
 
 def check(config: ConfigDict) -> None:
@@ -62,11 +63,17 @@ def training_captions(source: TrainingSet, most: int) -> Iterator[str]:
 
 def _given(config: ConfigDict) -> str:
     """A folder, or "" where the tokenizer is to be trained."""
-    if config.checkpoint:
+    if config.checkpoint and _reads_text(config.checkpoint):
         return f"{config.checkpoint}/tokenizer"
     if config.data.tokenizer or not config.init.text:
         return config.data.tokenizer
     return encoders.tokenizer_of(config)
+
+
+def _reads_text(checkpoint: str) -> bool:
+    """Whether the model of a workdir has learned what its tokens mean."""
+    path = buckets.folder(checkpoint) / "config.json"
+    return not path.is_file() or upgrade.read(path)["model"]["text"]["kind"] != "none"
 
 
 def _check_fits(config: ConfigDict, tokenizer: Tokenizer) -> None:

@@ -29,7 +29,8 @@ class VLM(nnx.Module):
     Args:
         image, text: values of a `BlockSpec` and arguments of `ImageEncoder` and `TextEncoder`.
         fusion: likewise of a fusion, and its `kind`: "cross" (MaskVLM, ALBEF), "co" (medical M3AE), "joint" (MAMO,
-            MLIM), "autoencoder" (M3AE), "experts" (EVE) or "none". The kind of its blocks is `block_kind`.
+            MLIM), "autoencoder" (M3AE), "experts" (EVE) or "none". The kind of its blocks is `block_kind`. Where the
+            text's `kind` is "none" too, the model is one of pictures alone.
         embed: width E of the contrastive space; 0 = there is none.
         temperature: initial temperature of the similarity; learned, kept in `TEMPERATURE_RANGE` as ALBEF.
         temperature_scale: what is learned, the temperature's logarithm ("log", as CLIP) or itself ("linear", as
@@ -58,7 +59,7 @@ class VLM(nnx.Module):
     ):
         (image_blocks, image), (text_blocks, text) = (BlockSpec.split(part | shared) for part in (image, text))
         self.image_encoder = ImageEncoder(image_blocks, **image, mask_token=not shared_mask, rngs=rngs)
-        self.text_encoder = TextEncoder(text_blocks, **text, rngs=rngs)
+        self.text_encoder = TextEncoder(text_blocks, **text, rngs=rngs) if text_blocks.kind != "none" else None
         lengths = Lengths(self.image_encoder.prefix, self.image_encoder.patches, text["max_length"])
         self.fusion = _fusion(fusion | shared, lengths, rngs)
         head = {"layers": pooling["layers"], "init_std": shared["init_std"], "exact": True, "rngs": rngs}

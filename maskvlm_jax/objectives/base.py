@@ -42,7 +42,8 @@ class Needs(NamedTuple):
 
     embedding: the contrastive space. fusion: both modalities fused; fused_patches: positions of the picture among them.
     masked_pictures: pictures of which patches are hidden. teacher: the moving average of the parameters. negatives:
-    other pairs in the batch. fields: labels of `config.data.fields` whose arrays it reads of `ctx.batch`.
+    other pairs in the batch. cell: pixels of a side of cells that patches are cut into; 0 = none. fields: labels of
+    `config.data.fields` whose arrays it reads of `ctx.batch`.
     """
 
     embedding: bool = False
@@ -51,6 +52,7 @@ class Needs(NamedTuple):
     masked_pictures: bool = False
     teacher: bool = False
     negatives: bool = False
+    cell: int = 0
     fields: tuple[str, ...] = ()
 
 
@@ -61,6 +63,7 @@ class Objective(nnx.Module):
         views: what it reads of the context, by modality; these go through an encoder in one call.
         queue: pairs of earlier batches that it reads; 0 = none.
         reads_auxiliary: it reads `ctx.auxiliary`, what blocks handed out in all passes of the others; it comes last.
+        own_width: its decoder stands behind a dense layer, and need not be as wide as the model.
         choices: arguments that are one of a few words.
         training_arguments: arguments that say how its head is trained, and not what the head's parameters are: a run
             that starts from another takes over a head that differs in these alone.
@@ -71,6 +74,7 @@ class Objective(nnx.Module):
     views: Views
     queue = 0
     reads_auxiliary: ClassVar[bool] = False
+    own_width: ClassVar[bool] = False
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     training_arguments: ClassVar[tuple[str, ...]] = ()
     starts_from: ClassVar[Mapping[str, str]] = {}
@@ -98,6 +102,24 @@ class PredictsPixels:
 
     def predict(self, ctx: Context) -> tuple[jax.Array, Positions]:
         """pred_BMF, normalised pixels of the masked patches, and which patches they are."""
+        raise NotImplementedError
+
+
+class PredictsPatches:
+    """Role: predicts values that are made of masked patches, from the visible ones alone.
+
+    Attributes:
+        bins: the values are histograms of so many; 0 = they are none.
+    """
+
+    bins: int = 0
+
+    def predict(self, ctx: Context) -> tuple[jax.Array, Positions]:
+        """pred_BMF of the masked patches, histograms one after the other, and which patches they are."""
+        raise NotImplementedError
+
+    def target(self, ctx: Context) -> jax.Array:
+        """target_BMF, what is predicted, float32."""
         raise NotImplementedError
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from maskvlm_jax.models.pooling import pool
 from maskvlm_jax.models.vision import normalised
 from maskvlm_jax.models.vlm import normalize
 from maskvlm_jax.objectives.base import PredictsPixels, PredictsWords, ScoresPairs
@@ -40,6 +41,17 @@ def cosines(learner: Learner, batch: Batch) -> jax.Array:
 def image_tokens(learner: Learner, batch: Batch) -> jax.Array:
     """image_BSD in float32."""
     return learner.vlm.encode_image(normalised(batch["image"])).astype(jnp.float32)
+
+
+def first_token(learner: Learner, batch: Batch) -> jax.Array:
+    """image_BD, the class token."""
+    return pool(learner.vlm.encode_image(normalised(batch["image"])), "first")
+
+
+def mean_of_patches(learner: Learner, batch: Batch) -> jax.Array:
+    """image_BD, the mean of the patches."""
+    before = learner.vlm.image_encoder.prefix
+    return pool(learner.vlm.encode_image(normalised(batch["image"])), "mean", before=before)
 
 
 def text_tokens(learner: Learner, batch: Batch) -> jax.Array:

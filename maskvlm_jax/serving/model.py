@@ -24,7 +24,7 @@ from maskvlm_jax.serving import explaining, features, functions, ranking, rebuil
 from maskvlm_jax.serving.pictures import OnError, Picture
 from maskvlm_jax.serving.runner import Arrays, Runner
 from maskvlm_jax.settings import rules
-from maskvlm_jax.training import build, stored_model, train_step
+from maskvlm_jax.training import stored_model, train_step
 
 
 def load(
@@ -56,8 +56,7 @@ class Model(telling.Tells):
     Attributes:
         config: of the run, an `ml_collections.ConfigDict`.
         step: of the run; checkpoint: what `load` finds the same parameters by, "best" or the step.
-        tokenizer: see `data.tokenizer.Tokenizer`.
-        image_size: pixels of the square that pictures are squeezed to.
+        tokenizer: see `data.tokenizer.Tokenizer`. image_size: pixels of the square that pictures are squeezed to.
         max_length: tokens of a caption, those of start and end among them; what is longer is cut.
         embed_dim: E of the contrastive space; 0 = there is none.
     """
@@ -143,16 +142,19 @@ class Model(telling.Tells):
         return a @ b.T
 
     def features(
-        self, images: Picture | Iterable[Picture] | None = None, texts: str | Iterable[str] | None = None
+        self,
+        images: Picture | Iterable[Picture] | None = None,
+        texts: str | Iterable[str] | None = None,
+        pooling: str = "none",
     ) -> Arrays:
         """What the encoders make of pictures and captions, before any projection.
 
         Returns:
-            "image" (n, S, D), the class token and other tokens before the patches; "text" (n, L, D) and "text_valid"
-            (n, L), False at padding; of what was given. One picture or text has no axis n.
+            "image" (n, S, D), the class token and other tokens before the patches, or (n, D) by `pooling` "first" or
+            "mean", of the patches; "text" (n, L, D) and "text_valid" (n, L), False at padding; of what was given. One
+            picture or text has no axis n.
         """
-        shape, _ = build.feature_shape(self.config)
-        return features.of(self._runner, images, texts, shape, (self.max_length, self.config.model.text.width))
+        return features.of(self._runner, self.config, images, texts, pooling)
 
     def match(
         self, images: Picture | Iterable[Picture], texts: str | Iterable[str], *, progress: bool = False

@@ -49,7 +49,7 @@ RANGES = {
     r"eval_every": SIZE_OR_AUTO,
     r"(data|against|mixture\.[^.]+)\.workers": COUNT_OR_AUTO,
     r"optim\.warmup_steps": COUNT_OR_AUTO,
-    r"(image_size|patch|width|heads|mlp_ratio|vocab_size|channels|image_cell|accumulate|fsdp|mesh\.model)": SIZE,
+    r"(image_size|patch|width|heads|mlp_ratio|vocab_size|channels|image_cell|accumulate|fsdp|mesh\.model|cell)": SIZE,
     r"max_length": Range(3, whole=True),  # start token, one token, end token
     r"(batch_size|log_every|checkpoint_every|keep_checkpoints|threads|tokenizer_captions|text_buckets)": SIZE,
     r"(parallel|examples_per_shard)": SIZE,

@@ -1,5 +1,6 @@
 """What a config must satisfy, checked before anything is allocated."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,6 +92,11 @@ def _check_objectives(config: ConfigDict, active: Mapping[str, Any]) -> None:
             raise UserError(
                 f"objectives.{label} reads masked pictures, and model.image.hidden is none; set it to token"
             )
+        if needs.cell and model.image.patch % needs.cell:
+            raise UserError(
+                f"objectives.{label}.cell {needs.cell} does not divide model.image.patch {model.image.patch}; give one "
+                f"that does, such as {math.gcd(needs.cell, model.image.patch)}"
+            )
         if needs.fused_patches and model.fusion.get("streams") == "text":
             raise UserError(f"objectives.{label} reads fused patches; set model.fusion.streams to both")
         if needs.fusion and model.fusion.kind == "none":
@@ -137,21 +143,28 @@ def _check_masker(config: ConfigDict) -> None:
         raise UserError("masking.masker hides single tokens; set masking.whole_word to False")
 
 
-def _stacks(config: ConfigDict) -> dict[str, ConfigDict]:
-    """What describes a stack of blocks, or at least its width, by its key."""
-    found = {f"model.{name}": config.model[name] for name in ("image", "text", "fusion")}
-    found |= {f"objectives.{label}.decoder": one.get("decoder", {}) for label, one in config.objectives.items()}
+def _stacks(config: ConfigDict, *, joined: bool = False) -> dict[str, ConfigDict]:
+    """What describes a stack of blocks, or at least its width, by its key; those that are as wide as the model alone
+    where `joined`."""
+    parts = [name for name in ("image", "text", "fusion") if config.model[name].kind != "none"]
+    found = {f"model.{name}": config.model[name] for name in parts}
+    own_width = {label for label, kind in active_objectives(config).items() if kind.own_width} if joined else ()
+    found |= {
+        f"objectives.{label}.decoder": one.get("decoder", {})
+        for label, one in config.objectives.items()
+        if label not in own_width
+    }
     return {name: block for name, block in found.items() if "width" in block}
 
 
 def _check_blocks(config: ConfigDict) -> None:
     """Widths, heads, depths and kinds of the parts."""
-    model, blocks = config.model, _stacks(config)
+    model, blocks = config.model, _stacks(config, joined=True)
     if len({block.width for block in blocks.values()}) > 1:
         widths = ", ".join(f"{name}.width {block.width}" for name, block in blocks.items())
         raise UserError(f"widths must be equal, they are {widths}; set the others by --config.NAME.width and .heads")
     single_stream = model.fusion.kind in ("joint", *_DROPPING)
-    for name, block in blocks.items():
+    for name, block in _stacks(config).items():
         if "heads" in block and block.width % block.heads:
             raise UserError(f"{name}.heads {block.heads} does not divide its width {block.width}")
         least = 0 if single_stream and name != "model.fusion" else 1
@@ -223,6 +236,10 @@ def _check_fusion(config: ConfigDict) -> None:
     if (image.hidden == "drop_in_fusion") != (fusion.kind in _DROPPING) or (image.hidden == "left_out") != decoded:
         of_kind = f"{fusion.kind} {'with' if decoded else 'without'} a decoder" if fusion.kind == "co" else fusion.kind
         raise UserError(f"model.image.hidden={image.hidden} does not go with model.fusion.kind={of_kind}")
+    if config.model.text.kind == "none" and (fusion.kind != "none" or config.model.embed):
+        raise UserError("model.text.kind=none leaves pictures alone; set model.fusion.kind to none, model.embed to 0")
+    if image.hidden == "pixel" and config.model.get("shared_mask", False):
+        raise UserError("model.image.hidden=pixel is a colour and model.shared_mask a word; set one: token, or False")
     exact = masking.policy == "independent" and not masking.whole_word
     hidden_dropped = image.hidden in ("drop", "left_out", "drop_in_fusion")
     if (fusion.kind == "autoencoder" and not exact) or (hidden_dropped and masking.policy != "independent"):
@@ -236,7 +253,7 @@ def _check_choices(config: ConfigDict) -> None:
     image, fusion = config.model.image, config.model.fusion
     _check_choice(config.masking, "masking.text_corruption", ("mask", "bert"))
     _check_choice(config.masking, "masking.policy", ("independent", "modality_aware"))
-    _check_choice(image, "model.image.hidden", ("token", "drop", "left_out", "drop_in_fusion", "none"))
+    _check_choice(image, "model.image.hidden", ("token", "pixel", "drop", "left_out", "drop_in_fusion", "none"))
     _check_choice(fusion, "model.fusion.kind", ("cross", "co", "joint", *_DROPPING, "none"))
     for block, key, choices in (
         (fusion, "model.fusion.streams", ("both", "text")),

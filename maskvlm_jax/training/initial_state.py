@@ -62,6 +62,8 @@ def _check_same_model(config: ConfigDict, trained: dict[str, Any]) -> None:
     differing = workdirs.differing_keys({"model": trained}, {"model": plain_values.to_json(config)["model"]})
     if trained["fusion"]["kind"] == "none":  # a first stage without one: it starts from new parameters
         differing = [key for key in differing if not key.startswith("model.fusion.") and key != "model.image.hidden"]
+    if trained["text"]["kind"] == "none":  # of pictures alone: all that reads text does
+        differing = [key for key in differing if not key.startswith(("model.text.", "model.embed", "model.pooling."))]
     differing = [key for key in differing if not key.endswith(_FREE)]
     if differing:
         raise UserError(
@@ -121,7 +123,8 @@ def _paths(params: Any) -> set[str]:
 
 def _placed(encoder: encoders.Encoder, fresh: list[str], path: str, own: jax.Array, place: Any) -> jax.Array:
     """A parameter as the encoder has it; where it has none, as it is."""
-    if path not in encoder.parameters:
+    # A mask token may be one of another kind: a vector there, a colour here.
+    if path not in encoder.parameters or (path == MASK_TOKEN and encoder.parameters[path].shape != own.shape):
         fresh.append(path)
         return own
     value = encoder.parameters[path]
@@ -151,7 +154,7 @@ def _initial_params(config: ConfigDict, params: Any, abstract: Any) -> Any:
     shared = {label: head for label, head in heads.items() if _same_head(own[label], trained.get(label))}
     for label in sorted(heads.keys() - shared.keys()):
         print(f"objectives.{label} has no head of its kind in {folder}: it starts from new parameters")
-    vlm = _that_both_have(abstract["vlm"], theirs["model"], folder)
+    vlm = _that_both_have(config, abstract["vlm"], theirs["model"], folder)
     wanted = {"vlm": vlm, **({"objectives": shared} if shared else {})}
     checkpoints, step = checkpoint.open_run(folder, config.checkpoint_step)
     grid = theirs["model"]["image"]["image_size"] // config.model.image.patch
@@ -190,12 +193,16 @@ def _part(params: Any, path: list[str]) -> Any:
     return params
 
 
-def _that_both_have(vlm: dict[str, Any], theirs: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The parameters of a model without a fusion and a mask token, where a stored model has none."""
+def _that_both_have(config: ConfigDict, vlm: dict[str, Any], theirs: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The parameters of a model without a fusion, what reads text, and a mask token, where a stored model has none."""
     vlm = dict(vlm)
     if theirs["fusion"]["kind"] == "none" and vlm.pop("fusion", None):
         print(f"{folder} has no fusion: it starts from new parameters")
-    if theirs["image"]["hidden"] == "none":
+    if theirs["text"]["kind"] == "none" and len(vlm) > 1:
+        vlm = {"image_encoder": vlm["image_encoder"]}
+        print(f"{folder} reads no text: all but the image encoder starts from new parameters")
+    hidden, own = theirs["image"]["hidden"], config.model.image.hidden
+    if hidden == "none" or (hidden == "pixel") != (own == "pixel"):  # a colour is no vector
         vlm["image_encoder"] = {name: x for name, x in vlm["image_encoder"].items() if name != MASK_TOKEN}
     return vlm
 

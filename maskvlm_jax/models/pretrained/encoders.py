@@ -93,7 +93,8 @@ def _origins(config: ConfigDict, workdir: Path | None) -> dict[str, Any]:
     if start is None or all(config.model[name].width for name in MODALITIES) or not (start / "config.json").is_file():
         return {}
     model = read_json(start / "config.json")["model"]
-    said = {name: {key: model[name][key] for key in _OF_ENCODERS if key in model[name]} for name in MODALITIES}
+    there = [name for name in MODALITIES if model[name].get("kind") != "none"]  # a model of pictures reads no text
+    said = {name: {key: model[name][key] for key in _OF_ENCODERS if key in model[name]} for name in there}
     return {name: {"values": values} for name, values in said.items()}
 
 

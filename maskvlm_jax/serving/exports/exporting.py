@@ -134,6 +134,9 @@ def _written(model: Model, source: Path, folder: Path, pad_id: int) -> Iterator[
     tokenizers.write(source / "tokenizer", folder / "tokenizer")
     for modality, differs in (("image", encoder_folders.image_differs), ("text", encoder_folders.text_differs)):
         name, values = f"{modality}_encoder", config["model"][modality]
+        if values["kind"] == "none":
+            yield f"{name:<20}not there: the model reads pictures alone"
+            continue
         if reason := differs(values):
             yield f"{name:<20}in model.safetensors alone: {reason}"
             continue
@@ -157,6 +160,8 @@ def _torch_model_differs(config: Mapping[str, Any]) -> str:
     """What of a model torch_model.py does not have; "" if it has all."""
     model = config["model"]
     fusion = model["fusion"]
+    if model["text"]["kind"] == "none":
+        return "it has no model of pictures alone"
     if fusion["kind"] not in ("cross", "joint", "none"):
         return f"it has no fusion of kind {fusion['kind']}"
     kinds = {model["image"]["kind"], model["text"]["kind"], fusion.get("block_kind", "dense")} - {"dense"}

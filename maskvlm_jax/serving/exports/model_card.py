@@ -100,10 +100,12 @@ def _what(config: ConfigDict, record: Mapping[str, Any], parameters: int) -> str
     fused = "" if model.fusion.kind == "none" else f", {model.fusion.kind} fusion of {model.fusion.depth} blocks"
     average = " It is the moving average of the parameters." if record["weights"] == "ema" else ""
     image, text = (f"{one.depth} block{'s' * (one.depth != 1)}" for one in (model.image, model.text))
+    alone = model.text.kind == "none"
+    words = "" if alone else f", a text encoder of {text} over at most {model.text.max_length} tokens"
     return (
-        f"A vision-language model of {parameters:,} parameters: an image encoder of {image} of "
-        f"width {model.image.width} over {model.image.image_size} x {model.image.image_size} pixels, a text encoder of "
-        f"{text} over at most {model.text.max_length} tokens{fused}. Trained by "
+        f"A {'model of pictures' if alone else 'vision-language model'} of {parameters:,} parameters: an image encoder "
+        f"of {image} of width {model.image.width} over {model.image.image_size} x {model.image.image_size} "
+        f"pixels{words}{fused}. Trained by "
         f"[maskvlm_jax] with the losses {losses}; this is step {record['step']:,} of {config.steps:,}, at batches of "
         f"{config.batch_size}.{average}\n\n[maskvlm_jax]: MaskVLM (Kwon et al., ICLR 2023, arXiv 2208.02131) in JAX"
     )

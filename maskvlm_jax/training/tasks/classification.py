@@ -31,7 +31,8 @@ def task(config: ConfigDict, here: str) -> None:
     classes = label.get_ref("count")
     config.objectives.classification = ConfigDict({"name": here, "weight": 1.0, "classes": classes, "pooling": "mean"})
     config.evals = ConfigDict({"classification": {"name": here, "during": True}})
-    config.optim.freeze = ("^vlm/(?!image_encoder/)",)  # nothing else is read
+    if config.model.text.kind != "none":
+        config.optim.freeze = ("^vlm/(?!image_encoder/)",)  # nothing else is read
 
 
 def read_folders(config: ConfigDict) -> None:
