@@ -19,7 +19,7 @@ from benchmarks import train_step
 from benchmarks.command import finish
 from maskvlm_jax.data.masking import masked_patch_count
 from maskvlm_jax.objectives.masked_positions import masked_token_capacity
-from maskvlm_jax.plan import flops
+from maskvlm_jax.plan import flops, products
 from maskvlm_jax.settings import rules as configs
 
 PAIRS = 3  # that matching scores an example
@@ -38,16 +38,16 @@ def savings(config: ConfigDict) -> dict[str, float]:
     def at_read(block: Any, length: int, context: int, read: int) -> tuple[float, float]:
         """Left out of the last block by computing it at `read` positions, and then by projecting no key for these."""
         if block.depth == 1:  # its self-attention is the one that runs once an input
-            whole, there = (flops.attend(block, n, context) + flops.feed_forward(block, n) for n in (length, read))
+            whole, there = (products.attend(block, n, context) + flops.feed_forward(block, n) for n in (length, read))
             return whole - there, 0.0
         whole, there = (
             flops.project(block, length)
-            + flops.attend(block, n, length)
-            + flops.attend(block, n, context)
+            + products.attend(block, n, length)
+            + products.attend(block, n, context)
             + flops.feed_forward(block, n)
             for n in (length, read)
         )
-        plain = flops.project(block, length) + flops.attend(block, read, length)
+        plain = flops.project(block, length) + products.attend(block, read, length)
         return whole - there, plain - flops.attend_itself(block, length, read)
 
     streams = [

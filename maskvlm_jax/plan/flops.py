@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from maskvlm_jax.data.masking import masked_patch_count
 from maskvlm_jax.models.pooling import OF_TWO
+from maskvlm_jax.objectives.hog import BINS
 from maskvlm_jax.objectives.masked_positions import masked_token_capacity
 from maskvlm_jax.plan import co_flops
 from maskvlm_jax.plan.products import (
@@ -34,8 +35,8 @@ def flops_per_pair(config: ConfigDict, batch_size: int) -> dict[str, float]:
     """Forward GFLOP of one image-text pair by part.
 
     Args:
-        config: of a pre-training run of MaskVLM, of medical M3AE, or of EVE, whose experts count where a position goes
-            through them.
+        config: of a pre-training run of MaskVLM; of medical M3AE; of EVE, whose experts count where a position goes
+            through them; or of FastMIM, whose pair is a picture.
         batch_size: examples that the in-batch losses see at once.
     Raises:
         UserError: another recipe, blocks of another kind, or a masker.
@@ -51,13 +52,15 @@ def flops_per_pair(config: ConfigDict, batch_size: int) -> dict[str, float]:
         return {name: flops / 1e9 for name, flops in _ExpertCount(config).parts().items()}
     if config.model.fusion.kind == "co":
         return {name: flops / 1e9 for name, flops in co_flops.parts(config).items()}
+    if config.model.text.kind == "none":
+        return {name: flops / 1e9 for name, flops in _pictures_alone(config, batch_size).items()}
     if (
         config.model.fusion.kind != "cross"
         or config.model.fusion.streams != "both"
-        or config.model.image.hidden == "drop"
+        or config.model.image.hidden in ("pixel", "drop")
     ):
         raise UserError(
-            "FLOPs are counted for recipe=eve and m3ae_med, and for recipe=maskvlm where its encoders see hidden "
+            "FLOPs are counted for recipe=eve, m3ae_med and fastmim, and for recipe=maskvlm where its encoders see hidden "
             "patches as tokens"
         )
     stacks = [config.model.image, config.model.text, config.objectives.get("masked_image", {}).get("decoder", {})]
@@ -244,3 +247,26 @@ class _ExpertCount:
         asked = [length] * (fusion.depth - 1) + [last]  # positions of each block's router
         router = dense(sum(asked[below:]), fusion.width, experts.count)
         return attention + feed_forward(fusion, sum(through[:below])) + routed + router
+
+
+def _pictures_alone(config: ConfigDict, batch_size: int) -> dict[str, float]:
+    """Forward FLOPs of the parts of a model of pictures alone (FastMIM); targets have no products."""
+    image, masking, parts = config.model.image, config.masking, {}
+    grid, pixels = image.image_size // image.patch, 3 * image.patch**2
+    if image.hidden != "pixel" or image.kind != "dense" or image.get("embedding", "patch") != "patch":
+        raise UserError("FLOPs of pictures alone are counted for recipe=fastmim's own blocks, patches and colour only")
+    length = image.class_token + image.distillation_token + image.registers + grid**2
+    read = masked_patch_count(grid, cell=masking.image_cell, ratio=masking.image_ratio)
+    # The colour is embedded once a batch.
+    embedded = dense(grid**2, pixels, image.width) + dense(1, pixels, image.width) / batch_size
+    parts["image_encoder"] = embedded + image.depth * encoder_block(image, length)
+    for label, one in config.objectives.items():
+        if one.weight and one.name != "masked_patches":
+            raise UserError(f"the FLOPs of the objective {one.name} are not known; set its weight to 0")
+        if one.weight:
+            decoder, cells = one.decoder, (image.patch // one.cell) ** 2
+            blocks = (decoder.depth - 1) * encoder_block(decoder, length)
+            blocks += attend_itself(decoder, length, read) + feed_forward(decoder, read)
+            values = pixels if one.target == "pixels" else 3 * BINS * cells
+            parts[label] = dense(length, image.width, decoder.width) + blocks + dense(read, decoder.width, values)
+    return parts

@@ -167,6 +167,28 @@ def test_flops_of_streams_that_read_each_other_are_those_of_the_traced_program(n
     assert list(parts)[:3] == ["image_encoder", "text_encoder", "memory"]
 
 
+PICTURES = {
+    "fastmim": {},
+    "deeper_and_narrower": {
+        "objectives__masked_patches__decoder__depth": 3,
+        "objectives__masked_patches__decoder__width": 16,
+        "model__image__registers": 2,
+        "model__image__depth": 2,
+    },
+    "pixels": {"objectives__masked_patches__target": "pixels"},
+    "smaller_cells": {"objectives__masked_patches__cell": 4},
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_flops_of_pictures_alone_are_those_of_the_traced_program(name):
+    config = toy_config("recipe=fastmim", masking__image_cell=1, **PICTURES[name])
+    counted = sum(flops.flops_per_pair(config, BATCH_SIZE).values())
+    assert counted == pytest.approx(traced_gflops(config), rel=1e-9)
+    training = traced_gflops(config, training=True) + patch_embedding_gflops(config)
+    assert flops.train_flops_per_pair(config, BATCH_SIZE) == pytest.approx(training, rel=1e-9)
+
+
 def test_an_unknown_objective_is_told():
     with pytest.raises(UserError, match="captioning"):
         flops.flops_per_pair(toy_config(objectives__matching__name="captioning"), BATCH_SIZE)
