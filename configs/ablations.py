@@ -4,7 +4,8 @@
 
 Tables: losses (MaskVLM's Table 5), masking (its Table 6), ratios (its Table 7), data (its Table 4), recipes; negatives
 and weights, of the matching loss and of all losses; experts, of feed-forward layers (EVE); levels, of the layer that
-pixels are read behind (medical M3AE, Figure 2).
+pixels are read behind (medical M3AE, Figure 2); pictures, of what is told of hidden patches and of how large pictures
+are (FastMIM), by linear probes.
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from configs import common, data_sets
 
 LABELS = {"ITC": "contrastive", "ITM": "matching", "MLM": "masked_text", "MIM": "masked_image"}
+LONG = ("losses", "experts", "levels", "pictures")  # tables whose rows have the default run's budget on scenes
 RETRIEVAL = ("t2i_r1", "i2t_r1", "mean_recall", "rerank_t2i_r1", "rerank_i2t_r1", "rerank_mean_recall")
 RETRIEVAL += ("matching_auc", "match_t2i_r1", "match_i2t_r1", "match_mean_recall")
 PROBES = (
@@ -20,6 +22,7 @@ PROBES = (
     "masked_image_psnr_matched",
     "masked_image_psnr_shuffled",
 )
+LINEAR = ("linear_probe_shape_accuracy", "linear_probe_colour_accuracy")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -30,16 +33,21 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = f"{choice['table']}-{choice['size']}-{choice['data']}"
     config.seeds = (0, 1, 2)
     scenes = choice["data"] == "scenes"
-    # Of every row. On scenes the losses' table has the default run's budget; photographs are learned later.
-    config.steps = 400 if not scenes else 1_200 if choice["table"] in ("losses", "experts", "levels") else 200
+    # Of every row. Photographs are learned later than scenes.
+    config.steps = 400 if not scenes else 1_200 if choice["table"] in LONG else 200
     config.batch_size = 64
     # Of retrieval fine-tuning behind every row; 0 = none. Rows without a contrastive loss compare by nothing else.
     config.finetune_steps = 100 if choice["table"] in ("losses", "recipes") else 0
     config.parallel = 1  # runs side by side; small models use a core each better than all cores together
     config.data_root = ""  # of a set on disk
     # How well what is masked is predicted can be compared where every row masks alike.
-    config.metrics = RETRIEVAL + (PROBES if choice["table"] in ("losses", "masking", "experts", "levels") else ())
+    config.metrics = RETRIEVAL + (PROBES if choice["table"] in ("masking", *LONG) else ())
     config.plotted = ("mean_recall", "rerank_mean_recall", "match_mean_recall")
+    if choice["table"] == "pictures":
+        # Scored behind every row: what a linear layer on frozen features tells of scenes with one object.
+        config.score = "configs/finetune.py:task=linear_probe"
+        config.metrics = (*LINEAR, "masked_patches_explained", "masked_patches_cosine")
+        config.plotted = LINEAR
     # Every run's command: a config file with its structure, and flags that every row gets.
     config.pretrain, config.finetune = "configs/pretrain.py", "configs/finetune_retrieval.py"
     config.structure = f"size={choice['size']},data={choice['data']}"
@@ -69,6 +77,11 @@ def _experts(layers: int, lower: str = "modality", ratio: int = 4) -> list[str]:
     flags = [f"layers={layers}", f"lower={lower}", f"mlp_ratio={ratio}"]
     balance = [] if layers else ["objectives.load_balance.weight=0.0"]
     return [f"model.fusion.experts.{flag}" for flag in flags] + balance
+
+
+def _pictures(pixels: int, target: str = "hog", *more: str) -> list[str]:
+    """FastMIM with pictures of so many pixels a side, and what is told of their hidden patches."""
+    return [f"model.image.image_size={pixels}", f"objectives.masked_patches.target={target}", *more]
 
 
 _RECIPES = ("maskvlm", "mamo", "albef", "clip", "mlim", "m3ae")
@@ -111,6 +124,15 @@ _TABLES = {
     ],
     # Of the four layers of a stream at tiny and mini; layers above the one that is read learn nothing of pixels.
     "levels": [(f"pixels behind layer {tap}", "m3ae_med", [f"model.fusion.tap={tap}"]) for tap in (0, 1, 2, 4)],
+    # A step on 96 pixels is the work of five on 48.
+    "pictures": [
+        ("48 pixels, HOG", "fastmim", _pictures(48)),
+        ("48 pixels, pixels", "fastmim", _pictures(48, "pixels")),
+        ("96 pixels, HOG", "fastmim", _pictures(96)),
+        ("96 pixels, HOG, a fifth of the steps", "fastmim", _pictures(96, "hog", "steps=240", "optim.warmup_steps=24")),
+        ("96 pixels, pixels", "fastmim", _pictures(96, "pixels")),
+        ("one step", "fastmim", _pictures(48, "hog", "steps=1", "optim.warmup_steps=0")),
+    ],
     "data": [
         (f"{recipe}, {limit:,} pictures", recipe, [f"data.limit={limit}"])
         for recipe in ("maskvlm", "albef")

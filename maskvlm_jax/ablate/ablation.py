@@ -76,6 +76,9 @@ def runs(config: ConfigDict, workdir: Path) -> Iterator[Run]:
                     *common,
                     *(f"--config.{flag}" for flag in flags if flag.startswith(("data.", "model."))),
                 ]
+            if config.get("score", ""):
+                flags = [f"--workdir={folder / 'score'}", f"--config.checkpoint={pretrain}"]
+                commands["score"] = [f"--config={config.score}", *flags]
             yield Run(row, seed, folder, commands)
 
 
@@ -92,7 +95,7 @@ def scores_of(run: Run) -> dict[str, float] | None:
         path = run.folder / stage / "result.json"
         if not path.exists():
             return None
-        prefix = "" if stage == "pretrain" else "ft_"
+        prefix = "ft_" if stage == "finetune" else ""
         values |= {prefix + name: value for name, value in read_json(path)["metrics"].items()}
     return values
 

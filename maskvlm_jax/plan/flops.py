@@ -60,8 +60,8 @@ def flops_per_pair(config: ConfigDict, batch_size: int) -> dict[str, float]:
         or config.model.image.hidden in ("pixel", "drop")
     ):
         raise UserError(
-            "FLOPs are counted for recipe=eve, m3ae_med and fastmim, and for recipe=maskvlm where its encoders see hidden "
-            "patches as tokens"
+            "FLOPs are counted for recipe=eve, m3ae_med and fastmim, and for recipe=maskvlm where its encoders see "
+            "hidden patches as tokens"
         )
     stacks = [config.model.image, config.model.text, config.objectives.get("masked_image", {}).get("decoder", {})]
     if {config.model.fusion.block_kind, *(stack.get("kind", "dense") for stack in stacks)} != {"dense"}:

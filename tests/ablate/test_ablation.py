@@ -108,6 +108,20 @@ def test_fine_tuning_starts_from_its_own_row_and_is_named(tmp_path):
     assert (tmp_path / "table.md").read_text().count("| 1.0 |") == 2  # one seed: no deviation
 
 
+def test_a_row_may_be_scored_by_an_evaluation_of_its_checkpoint(tmp_path):
+    config = ablations.get_config("table=pictures")
+    runs = list(ablation.runs(config, tmp_path))
+    assert all(list(run.commands) == ["pretrain", "score"] for run in runs) and len(runs) == 18
+    score = runs[0].commands["score"]
+    assert score[0] == "--config=configs/finetune.py:task=linear_probe"
+    assert score[2] == f"--config.checkpoint={tmp_path}/48_pixels_HOG/seed0/pretrain"
+    for stage, name in (("pretrain", "masked_patches_explained"), ("score", "linear_probe_shape_accuracy")):
+        (runs[0].folder / stage).mkdir(parents=True)
+        (runs[0].folder / stage / "result.json").write_text(json.dumps({"metrics": {name: 1.0}}))
+    assert ablation.scores_of(runs[0]) == {"masked_patches_explained": 1.0, "linear_probe_shape_accuracy": 1.0}
+    assert ablation.scores_of(runs[1]) is None
+
+
 def test_a_folder_of_another_grid_is_refused_and_more_seeds_are_not(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "Commands", FakeCommands)
     ablation.run(small_grid(seeds=(0,)), tmp_path)
