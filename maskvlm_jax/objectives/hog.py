@@ -38,10 +38,11 @@ def histograms(image_BYXC: jax.Array, cell: int) -> jax.Array:
     """(B, rows of cells, columns of cells, C, 9) float32, each of length 1, or 0 where a cell is of one colour.
 
     Args:
-        image_BYXC: float32 pixels of any scale, a multiple of `cell` a side.
+        image_BYXC: pixels of any brightness and contrast of each channel, which change nothing; whole numbers have
+            gradients without a rounding. A multiple of `cell` a side.
         cell: pixels of a side of the squares that a histogram is made of.
     """
-    gx_BYXC, gy_BYXC = gradients(image_BYXC)
+    gx_BYXC, gy_BYXC = gradients(image_BYXC.astype(jnp.float32))
     size_BYXC, bin_BYXC = jnp.sqrt(gx_BYXC**2 + gy_BYXC**2), bins(gx_BYXC, gy_BYXC)
     counted = jnp.where(bin_BYXC[..., None] == jnp.arange(BINS), size_BYXC[..., None], 0.0)
     batch, rows, columns, channels = image_BYXC.shape

@@ -75,11 +75,11 @@ class Objective(base.Objective, base.PredictsPatches):
         return self.to_target(self.decoder(x_BSD, valid_BS, read_BM, ctx.key("patch_decoder"))), positions
 
     def target(self, ctx: Context) -> jax.Array:
-        image_BYXC, ids_BM = ctx.pixels_BYXC, ctx.masked_patches.ids_BM
+        ids_BM = ctx.masked_patches.ids_BM
         if self.kind == "pixels":
-            target_BNF = patchify(image_BYXC, self.patch)
-        else:
-            target_BNF = hog.of_patches(image_BYXC, patch=self.patch, cell=self.cell)
+            target_BNF = patchify(ctx.pixels_BYXC, self.patch)
+        else:  # of the 8-bit pixels: the same as of normalised ones, but for their rounding
+            target_BNF = hog.of_patches(ctx.batch["image"], patch=self.patch, cell=self.cell)
         return jnp.take_along_axis(target_BNF, ids_BM[:, :, None], axis=1)
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[base.Terms, dict[str, jax.Array]]:

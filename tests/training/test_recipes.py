@@ -91,11 +91,19 @@ def train_step_paths(old, new) -> dict:
     "structure", [f"recipe={recipe},size={size}" for recipe in recipes.RECIPES for size in ("tiny", "base")]
 )
 def test_every_recipe_is_consistent_pre_trained_and_fine_tuned(structure):
-    for config in (pretrain.get_config(structure), finetune_retrieval.get_config(structure)):
+    configs_of = [pretrain.get_config(structure)]
+    if configs_of[0].model.text.kind != "none":
+        configs_of.append(finetune_retrieval.get_config(structure))
+    for config in configs_of:
         configs.check(config)
         arguments = build.model_arguments(config)
         model = nnx.eval_shape(lambda arguments=arguments: Learner(**arguments, rngs=nnx.Rngs(0)))
         assert set(model.objectives) == set(config.objectives)
+
+
+def test_a_recipe_of_pictures_alone_is_not_tuned_for_retrieval():
+    with pytest.raises(ValueError, match=r"fastmim-tiny-scenes reads no text: start another recipe"):
+        finetune_retrieval.get_config("recipe=fastmim")
 
 
 @pytest.mark.parametrize("table", ablations.TABLES)
@@ -125,6 +133,13 @@ def test_every_grid_has_rows_that_can_be_told_apart(table):
         ("m3ae", {"model__fusion__decoder__depth": 0}, "fusion.decoder.depth is 0"),
         ("mlim", {"model__image__embedding": "cnn"}, "choose among patch, conv"),
         ("mlim", {"masking__light_ratio": 0.9}, "light_ratio 0.9 must not be above"),
+        ("mlim", {"model__image__hidden": "pixel"}, "hidden=pixel is a colour and model.shared_mask a word"),
+        ("fastmim", {"objectives__masked_patches__cell": 3}, r"cell 3 does not divide model.image.patch 8; .* as 1"),
+        ("fastmim", {"objectives__masked_patches__target": "colour"}, "choose among hog, pixels"),
+        ("fastmim", {"objectives__masked_patches__decoder__depth": 0}, "decoder.depth is 0; give at least 1"),
+        ("fastmim", {"objectives__masked_patches__decoder__heads": 3}, "heads 3 does not divide its width 128"),
+        ("fastmim", {"model__embed": 8}, "model.text.kind=none leaves pictures alone"),
+        ("fastmim", {"model__image__hidden": "none"}, "objectives.masked_patches reads masked pictures"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(recipe, values, message, tmp_path):
