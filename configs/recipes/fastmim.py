@@ -23,6 +23,9 @@ def recipe(config: ConfigDict, setting: parts.Setting) -> None:
                 "weight": 1.0,
                 "target": "hog",  # hog | pixels
                 "cell": 8,  # pixels of a histogram's side
+                # Histograms from this length on are made one of length 1; 0 = all (the paper). The grain of a scene's
+                # ground has some 200 in a cell, and would be most of what is told.
+                "least": 0 if setting.photographs else 1_000,
                 "norm": "l2",
                 "decoder": {"depth": 1, "width": width, "heads": heads, "mlp_ratio": 4, "norm": "pre", "eps": 1e-6},
             }

@@ -2,7 +2,7 @@
 
 masked_patches_loss         mean squared error over masked patches and their values
 masked_patches_explained    percent of the variance of the targets: 0 is the best constant guess, 100 the targets
-masked_patches_cosine       percent, mean cosine of predicted histograms with those that are not empty; of HOG alone
+masked_patches_cosine       percent, mean cosine of predicted histograms with true ones, weighted by the length of these
 
 The figure shows the histograms as strokes along the edges that they tell of.
 """
@@ -61,7 +61,7 @@ def sums(learner: Learner, batch: Mapping[str, jax.Array]) -> dict[str, jax.Arra
     """What the scores of a batch are made of, by example: sums over masked patches M and their values F.
 
     error_B: Σ (prediction − target)²; values_BF, squares_BF: Σ over M of targets and of their squares; cosine_B,
-    counted_B: Σ of the cosines of histograms that are not empty, and how many there are.
+    length_B: Σ of the cosines of histograms, times their lengths, and of the lengths.
     """
     ctx, objective = learner.context(batch), learner.offering(PredictsPatches)
     (pred_BMF, _), target_BMF = objective.predict(ctx), objective.target(ctx)
@@ -72,10 +72,9 @@ def sums(learner: Learner, batch: Mapping[str, jax.Array]) -> dict[str, jax.Arra
     }
     if objective.bins:
         pred, target = (x.reshape(len(x), -1, objective.bins) for x in (pred_BMF, target_BMF))
-        length_BR, there_BR = jnp.linalg.norm(pred, axis=-1), jnp.linalg.norm(target, axis=-1) > 0
-        cosine_BR = jnp.sum(pred * target, axis=-1) / jnp.maximum(length_BR, 1e-12)
-        found["cosine_B"] = jnp.sum(jnp.where(there_BR, cosine_BR, 0.0), axis=1)
-        found["counted_B"] = jnp.sum(there_BR, axis=1)
+        product_BR = jnp.sum(pred * target, axis=-1)
+        found["cosine_B"] = jnp.sum(product_BR / jnp.maximum(jnp.linalg.norm(pred, axis=-1), 1e-12), axis=1)
+        found["length_B"] = jnp.sum(jnp.linalg.norm(target, axis=-1), axis=1)
     return found
 
 
@@ -99,7 +98,7 @@ def scores(predictor: Predictor, data: EvaluationSet, *, limit: int, batch_size:
     yield "masked_patches_loss", float(total["error_B"] / (count * len(squares_F)))
     yield "masked_patches_explained", float(100 * (1 - total["error_B"] / max(squares_F.sum(), 1e-12)))
     if "cosine_B" in total:
-        yield "masked_patches_cosine", float(100 * total["cosine_B"] / max(total["counted_B"], 1))
+        yield "masked_patches_cosine", float(100 * total["cosine_B"] / max(total["length_B"], 1e-12))
 
 
 def _batch(data: EvaluationSet, ids: np.ndarray, size: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -35,12 +35,14 @@ class Objective(base.Objective, base.PredictsPatches):
         shared: block arguments shared with the model.
         target: "hog", or "pixels", the normalised input.
         cell: pixels of a side of the squares that a histogram is made of; it divides the patch.
+        least: length from which on a histogram is made one of length 1, in sums of the gradients of 8-bit pixels (of an
+            edge between black and white some 1,000 a pixel of its length); 0 = each is, the paper's.
         norm: of the error, "l2" (the paper) or "l1".
     """
 
     own_width = True
     choices: ClassVar = {"target": ("hog", "pixels"), "norm": ("l1", "l2")}
-    training_arguments = ("norm",)
+    training_arguments = ("norm", "least")
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> base.Needs:
@@ -55,6 +57,7 @@ class Objective(base.Objective, base.PredictsPatches):
         shared: dict,
         target: str = "hog",
         cell: int = 8,
+        least: float = 0,
         norm: str = "l2",
         rngs: nnx.Rngs,
     ):
@@ -64,7 +67,7 @@ class Objective(base.Objective, base.PredictsPatches):
         self.to_decoder = Dense(encoder.width, spec.width, **common, rngs=rngs)
         self.decoder = JointStack(spec, **options, rngs=rngs)
         self.to_target = Dense(spec.width, outputs, out="float32", **common, rngs=rngs)
-        self.kind, self.cell, self.norm, self.patch = target, cell, norm, encoder.patch
+        self.kind, self.cell, self.least, self.norm, self.patch = target, cell, least, norm, encoder.patch
         self.bins = hog.BINS if target == "hog" else 0
         self.views = {"image": frozenset({"masked"}), "text": frozenset()}
 
@@ -78,8 +81,8 @@ class Objective(base.Objective, base.PredictsPatches):
         ids_BM = ctx.masked_patches.ids_BM
         if self.kind == "pixels":
             target_BNF = patchify(ctx.pixels_BYXC, self.patch)
-        else:  # of the 8-bit pixels: the same as of normalised ones, but for their rounding
-            target_BNF = hog.of_patches(ctx.batch["image"], patch=self.patch, cell=self.cell)
+        else:  # of the 8-bit pixels: where `least` is 0 the same as of normalised ones, but for their rounding
+            target_BNF = hog.of_patches(ctx.batch["image"], patch=self.patch, cell=self.cell, least=self.least)
         return jnp.take_along_axis(target_BNF, ids_BM[:, :, None], axis=1)
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[base.Terms, dict[str, jax.Array]]:

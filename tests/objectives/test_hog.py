@@ -27,6 +27,13 @@ def test_histograms_are_those_of_a_loop_over_pixels(name, cell):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+def test_weak_histograms_stay_weak_where_a_least_length_is_given():
+    found = np.asarray(hog.histograms(SCENE, 8, 1_000))
+    np.testing.assert_allclose(found[0], numpy_hog.histograms(SCENE[0], 8, 1_000), atol=2e-5)
+    length = np.linalg.norm(found, axis=-1)
+    assert length.min() < 0.5 and length.max() == pytest.approx(1)
+
+
 @pytest.mark.parametrize(("patch", "cell"), [(8, 8), (8, 4), (4, 4)])
 def test_a_patch_has_the_histograms_of_its_cells_row_by_row(patch, cell):
     image = PICTURES["noise"]

@@ -28,7 +28,7 @@ def bin_of(gx: float, gy: float) -> int:
     return math.floor(math.atan2(gx, gy) / math.pi * 9) % 9
 
 
-def histograms(image: np.ndarray, cell: int) -> np.ndarray:
+def histograms(image: np.ndarray, cell: int, least: float = 1e-12) -> np.ndarray:
     """(rows of cells, columns of cells, C, 9) of one picture (Y, X, C)."""
     height, width, channels = image.shape
     found = np.zeros((height // cell, width // cell, channels, 9))
@@ -36,7 +36,7 @@ def histograms(image: np.ndarray, cell: int) -> np.ndarray:
         gx, gy = gradient(image[..., c], y, x)
         found[y // cell, x // cell, c, bin_of(gx, gy)] += math.hypot(gx, gy)
     for place in np.ndindex(found.shape[:3]):
-        found[place] /= max(math.sqrt(sum(v * v for v in found[place])), 1e-12)
+        found[place] /= max(math.sqrt(sum(v * v for v in found[place])), least)
     return found
 
 
