@@ -171,7 +171,7 @@ PICTURES = {
     "fastmim": {},
     "deeper_and_narrower": {
         "objectives__masked_patches__decoder__depth": 3,
-        "objectives__masked_patches__decoder__width": 16,
+        "objectives__masked_patches__decoder__width": 64,
         "model__image__registers": 2,
         "model__image__depth": 2,
     },
