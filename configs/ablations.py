@@ -5,7 +5,7 @@
 Tables: losses (MaskVLM's Table 5), masking (its Table 6), ratios (its Table 7), data (its Table 4), recipes; negatives
 and weights, of the matching loss and of all losses; experts, of feed-forward layers (EVE); levels, of the layer that
 pixels are read behind (medical M3AE, Figure 2); pictures, of what is told of hidden patches and of how large pictures
-are (FastMIM), by linear probes.
+are (FastMIM), by linear probes; masks, of what is hidden (SyncMask).
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from configs import common, data_sets
 
 LABELS = {"ITC": "contrastive", "ITM": "matching", "MLM": "masked_text", "MIM": "masked_image"}
-LONG = ("losses", "experts", "levels", "pictures")  # tables whose rows have the default run's budget on scenes
+# Tables whose rows have the default run's budget on scenes.
+LONG = ("losses", "experts", "levels", "pictures", "masks")
 RETRIEVAL = ("t2i_r1", "i2t_r1", "mean_recall", "rerank_t2i_r1", "rerank_i2t_r1", "rerank_mean_recall")
 RETRIEVAL += ("matching_auc", "match_t2i_r1", "match_i2t_r1", "match_mean_recall")
 PROBES = (
@@ -132,6 +133,12 @@ _TABLES = {
         ("96 pixels, HOG, the work of 48", "fastmim", _pictures(96, "hog", "steps=270", "optim.warmup_steps=27")),
         ("96 pixels, pixels", "fastmim", _pictures(96, "pixels")),
         ("one step", "fastmim", _pictures(48, "hog", "steps=1", "optim.warmup_steps=0")),
+    ],
+    # Random masks are drawn on the host; the moving average is there in every row.
+    "masks": [
+        ("attended, drawn", "syncmask", []),
+        ("attended, the highest", "syncmask", ["masking.masker.sampler=top"]),
+        ("random", "syncmask", ["masking.masker={}"]),
     ],
     "data": [
         (f"{recipe}, {limit:,} pictures", recipe, [f"data.limit={limit}"])

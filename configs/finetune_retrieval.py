@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if config.model.fusion.kind != "none":
         config.objectives.matching = ConfigDict(parts.matching())
         config.objectives.matching.negatives = "hard" if config.model.embed else "random"
-    config.optim.ema_decay = 0.0
+    config.optim.ema_decay, config.masking.masker = 0.0, ConfigDict()  # nothing is masked
     if config.batch_size >= 512:
         # The paper: 15 epochs of COCO or Flickr30k, batch 256, 1e-5.
         config.batch_size, config.epochs = 256, 15.0

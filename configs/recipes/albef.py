@@ -10,7 +10,6 @@ def recipe(config: ConfigDict, setting: parts.Setting) -> None:
     config.model.image.hidden = "none"
     config.masking.text_ratio, config.masking.text_corruption = 0.15, "bert"
     config.optim.ema_decay = 0.995
-    ramp = (0.0, 1 / 30)  # of alpha: the first of 30 epochs, as its release
     config.objectives = ConfigDict(
         {
             "masked_text": {
@@ -19,16 +18,9 @@ def recipe(config: ConfigDict, setting: parts.Setting) -> None:
                 "other": "clean",
                 "tie": False,
                 "alpha": 0.4,
-                "ramp": ramp,
+                "ramp": parts.SOFT_RAMP,
             },
-            "contrastive": {
-                "name": "momentum_contrastive",
-                # The queue's loss is the mean of both directions where the other is their sum.
-                "weight": 2 * parts.SHORT_CONTRASTIVE if setting.short else 1.0,
-                "queue": 1_024 if setting.short else 65_536,  # a sixth of a set of 6,000 pictures, ten batches and more
-                "alpha": 0.4,
-                "ramp": ramp,
-            },
+            "contrastive": parts.momentum_contrastive(setting),
             "matching": parts.matching(setting),
         }
     )

@@ -28,7 +28,8 @@ def matching(setting: Setting | None = None) -> dict:
     return {
         "name": "matching",
         "weight": 1.0,
-        "negatives": "hard",  # hard | random, for a model without a contrastive space
+        # hard | semi_hard, of those that are less similar than the pair | random, for a model without a contrastive space
+        "negatives": "hard",
         # Of what they are drawn by, softmax(hardness * similarity): 0 = uniform, 1 = ALBEF's.
         "hardness": 1.0,
         # Shares of the run between which the hardness rises from 0; (0, 0) = it is constant.
@@ -37,10 +38,24 @@ def matching(setting: Setting | None = None) -> dict:
     }
 
 
+def momentum_contrastive(setting: Setting) -> dict:
+    """The contrastive loss of ALBEF, with its queue and the soft targets of the moving average."""
+    return {
+        "name": "momentum_contrastive",
+        # The queue's loss is the mean of both directions where the other is their sum.
+        "weight": 2 * SHORT_CONTRASTIVE if setting.short else 1.0,
+        "queue": 1_024 if setting.short else 65_536,  # a sixth of a set of 6,000 pictures, ten batches and more
+        "alpha": 0.4,
+        "ramp": SOFT_RAMP,
+    }
+
+
 def contrastive(weight: float = 1.0) -> dict:
     """The in-batch contrastive loss."""
     return {"name": "contrastive", "weight": weight}
 
+
+SOFT_RAMP = (0.0, 1 / 30)  # of the weight of soft targets: the first of 30 epochs, as ALBEF's release
 
 # The papers sum their losses unweighted. In a short run the contrastive gradient, divided by the temperature, is the
 # largest by far and that of the pixels the smallest (benchmarks/loss_gradients.py: 38 to 1 in the image encoder of

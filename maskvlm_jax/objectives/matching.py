@@ -7,6 +7,11 @@ caption. Negatives are drawn from softmax(h · similarity), by Gumbel-max on log
 which can underflow to all zeros. Hardness h = 1 is ALBEF's rule (Li et al. 2021, arXiv 2107.07651) and the paper's,
 h = 0 draws uniformly. Pictures and captions enter unmasked (the equation is in (I, T)).
 
+Semi-hard negatives, after SyncMask (Song et al. 2024, arXiv 2404.01156), are drawn likewise, but among candidates that
+are less similar than the pair itself: what is more similar may be a match that nobody wrote down. "Semi-hard" is
+FaceNet's word (Schroff et al. 2015, arXiv 1503.03832) and means so there; how SyncMask draws is not in what is public
+of it.
+
 This is noise-contrastive estimation (Gutmann and Hyvärinen 2010) with the contrastive model as the noise: the best
 log-odds of a pair are log p(T | I) − h · similarity + c. So a head that knows just what the contrastive loss knows
 stays, at h = 1, near the loss of a constant answer, H(1/3) = 0.637, and what it knows is added to the similarity, not
@@ -54,6 +59,22 @@ def sample_hard_negatives(
     return jax.random.categorical(key, logits_BB, axis=1), jnp.any(~same_pair_BB, axis=1)
 
 
+def semi_hard_only(similarity_BB: jax.Array, same_pair_BB: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What is not drawn where negatives are semi-hard.
+
+    Args:
+        similarity_BB: of each row with the columns; the positive's is on the diagonal.
+        same_pair_BB: columns that are no candidates.
+
+    Returns:
+        excluded_BB: those, and all columns that are as similar as the positive or more; of a row that would have no
+        candidate left those alone. less_B: whether a candidate of the row is less similar than the positive.
+    """
+    excluded_BB = same_pair_BB | (similarity_BB >= jnp.diagonal(similarity_BB)[:, None])
+    less_B = jnp.any(~excluded_BB, axis=1)
+    return jnp.where(less_B[:, None], excluded_BB, same_pair_BB), less_B
+
+
 def matching_loss(logits_BG2: jax.Array, matched_BG: jax.Array) -> jax.Array:
     """nll_BG, the cross entropy of each pair in nats; G pairs an example, class 1 = matched."""
     return optax.softmax_cross_entropy_with_integer_labels(logits_BG2.astype(jnp.float32), matched_BG.astype(jnp.int32))
@@ -65,23 +86,24 @@ class Objective(base.Objective, base.ScoresPairs):
     Args:
         vlm: the model.
         shared: block arguments shared with the model.
-        negatives: "hard", drawn by similarity in the contrastive space, or "random", for a model that has none.
-        hardness: h above; read with negatives="hard" alone.
+        negatives: "hard", drawn by similarity in the contrastive space; "semi_hard", likewise, of those that are less
+            similar than the pair itself, where there are any; or "random", for a model that has no such space.
+        hardness: h above; not read with negatives="random".
         ramp: shares of the training between which the hardness rises from 0 to `hardness`; (0, 0): it is constant.
         pool: "global", they are drawn from the whole batch, whichever devices hold it; "local", from the examples on
             the same device, as ALBEF does: no token sequence travels, and the draw depends on the number of devices.
     """
 
-    choices: ClassVar = {"negatives": ("hard", "random"), "pool": ("global", "local")}
+    choices: ClassVar = {"negatives": ("hard", "semi_hard", "random"), "pool": ("global", "local")}
     training_arguments = ("negatives", "hardness", "ramp", "pool")
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> base.Needs:
-        return base.Needs(fusion=True, embedding=arguments.get("negatives", "hard") == "hard", negatives=True)
+        return base.Needs(fusion=True, embedding=arguments.get("negatives", "hard") != "random", negatives=True)
 
     @classmethod
     def adds_similarity(cls, arguments: Mapping[str, Any]) -> bool:
-        return arguments.get("negatives", "hard") == "hard" and bool(arguments.get("hardness", 1.0))
+        return arguments.get("negatives", "hard") != "random" and bool(arguments.get("hardness", 1.0))
 
     def __init__(
         self,
@@ -124,8 +146,13 @@ class Objective(base.Objective, base.ScoresPairs):
         else:
             hardness = self.hardness * ctx.ramp(*self.ramp)
             similarity_BB = hardness * ctx.similarity_BB
-        text_of_image_B, image_found_B = sample_hard_negatives(text_key, similarity_BB, same_pair_BB)
-        image_of_text_B, text_found_B = sample_hard_negatives(image_key, similarity_BB.T, same_pair_BB.T)
+        of_image_BB, of_text_BB, more = same_pair_BB, same_pair_BB.T, {}
+        if self.negatives == "semi_hard":
+            of_image_BB, less_image_B = semi_hard_only(ctx.similarity_BB, of_image_BB)
+            of_text_BB, less_text_B = semi_hard_only(ctx.similarity_BB.T, of_text_BB)
+            more["semi_hard"] = 0.5 * (jnp.mean(less_image_B) + jnp.mean(less_text_B))
+        text_of_image_B, image_found_B = sample_hard_negatives(text_key, similarity_BB, of_image_BB)
+        image_of_text_B, text_found_B = sample_hard_negatives(image_key, similarity_BB.T, of_text_BB)
         own, found_BG = ctx.own_rows, jnp.stack([text_found_B, image_found_B], axis=1)
         valid_BG = jnp.concatenate([jnp.ones_like(found_BG[:, :1]), found_BG], axis=1)[own]
 
@@ -140,4 +167,4 @@ class Objective(base.Objective, base.ScoresPairs):
             "accuracy_unmatched": masked_mean(correct_BG, valid_BG & ~matched_BG),
             "hardness": jnp.asarray(hardness, jnp.float32),
         }
-        return base.Terms(matching_loss(logits_BG2, matched_BG), valid_BG), metrics
+        return base.Terms(matching_loss(logits_BG2, matched_BG), valid_BG), metrics | more

@@ -42,6 +42,8 @@ def check_blocks_given(config: ConfigDict, defaults: ConfigDict, prefix: str = "
                 raise UserError(f"{path}.{wrong} is {given[wrong]!r}; give the name of a list or a pattern of files")
         elif name == "mixture" and given.keys() != default.keys():
             raise UserError(f"{path} cannot be set; --config=FILE:data=A+B mixes two sets")
+        elif name == "masker" and not given:
+            continue  # none, where a recipe has one
         elif lacking := [key for key in default if key not in given]:
             raise UserError(f"{path} lacks {few(lacking)}; set single values, --config.{path}.KEY=VALUE, not the block")
         else:

@@ -108,6 +108,46 @@ def test_top_hides_what_has_the_highest_scores():
         assert np.flatnonzero(alone.text_masked_BL[row]).tolist() == [max(score, key=score.get)]
 
 
+def test_hint_shows_each_of_the_highest_tenth_half_of_the_time_and_hides_the_next_one_instead():
+    rng, patches = np.random.default_rng(1), 21  # of which 3 may be shown
+    weights = rng.random((6, 2, 7, patches)).astype(np.float32)
+    teacher = FakeTeacher(weights / weights.sum(axis=3, keepdims=True), B)
+    teacher.batch["image_masked"] = jnp.asarray(np.arange(patches) < np.full((6, 1), 8))
+    draw = jax.jit(lambda key: attended.Masker(sampler="hint")(teacher, key))
+    found = [draw(key) for key in jax.random.split(jax.random.key(0), 400)]
+    hidden = np.stack([masks.image_masked_BN for masks in found])
+    assert set(hidden.sum(axis=2).ravel()) == {8}
+    for row, length in enumerate((7, 7, 7, 6, 6, 5)):
+        score = np.mean(weights[row] / weights[row].sum(axis=2, keepdims=True), axis=0)[1 : length - 1].mean(axis=0)
+        order = np.argsort(-score)
+        np.testing.assert_allclose(hidden[:, row, order[:3]].mean(axis=0), 0.5, atol=0.12)
+        assert hidden[:, row, order[3:8]].all() and not hidden[:, row, order[11:]].any()
+        shown = 3 - hidden[:, row, order[:3]].sum(axis=1)
+        np.testing.assert_array_equal(hidden[:, row, order[8:11]], np.arange(3) < shown[:, None])
+    words = np.stack([masks.text_masked_BL for masks in found])
+    assert set(words.sum(axis=2).ravel()) == {1}
+    assert not np.any(words & ~np.stack([np.asarray(teacher.batch["token_valid"])] * 400))
+
+
+@pytest.mark.parametrize("sampler", ["gumbel", "top", "hint"])
+def test_where_all_words_must_be_hidden_they_are_and_no_special_one(sampler):
+    teacher = FakeTeacher(A, B)
+    teacher.batch["text_masked"] = jnp.asarray(np.tile(np.arange(7) < 3, (6, 1)))  # all three of the shortest text
+    hidden = np.asarray(attended.Masker(sampler=sampler)(teacher, jax.random.key(0)).text_masked_BL)
+    assert np.flatnonzero(hidden[5]).tolist() == [1, 2, 3]
+    np.testing.assert_array_equal(hidden.sum(axis=1), 3)
+
+
+def test_equal_scores_hide_every_patch_and_word_as_often_as_any_other():
+    even = np.full((6, 2, 7, 4), 1 / 4, np.float32), np.full((6, 2, 4, 7), 1 / 7, np.float32)
+    draw = jax.jit(lambda key: attended.Masker()(FakeTeacher(*even), key))
+    counts = [0, 0]
+    for key in jax.random.split(jax.random.key(0), 1_000):
+        counts = [count + np.asarray(hidden)[:3].sum(axis=0) for count, hidden in zip(counts, draw(key), strict=True)]
+    np.testing.assert_allclose(counts[0] / 3_000, 2 / 4, atol=0.03)
+    np.testing.assert_allclose(counts[1] / 3_000, [0, 1 / 5, 1 / 5, 1 / 5, 1 / 5, 1 / 5, 0], atol=0.03)
+
+
 def test_gumbel_draws_in_proportion_to_the_scores():
     image = np.full((6, 2, 4, 7), 0.1, np.float32)
     image[:, :, :, 2] = 0.3  # word 2 of words 1 .. 5: 0.3 of 0.7
@@ -155,7 +195,7 @@ def test_it_trains_alike_on_one_device_and_on_several():
     [
         ({"name": "nothing"}, {}, "there is no masker 'nothing'; choose among attended"),
         ({"layer": 1}, {}, r"masking\.masker has no name"),
-        (MASKER | {"sampler": "best"}, {}, r"masking\.masker\.sampler is 'best'; choose among gumbel, top"),
+        (MASKER | {"sampler": "best"}, {}, r"masking\.masker\.sampler is 'best'; choose among gumbel, top, hint"),
         (MASKER | {"layers": 1}, {}, r"masking\.masker: .*unexpected keyword argument 'layers'"),
         (MASKER, {"optim__ema_decay": 0.0}, r"masking\.masker reads a moving average"),
         (MASKER, {"masking__whole_word": True}, r"set masking\.whole_word to False"),

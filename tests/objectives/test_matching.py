@@ -196,6 +196,53 @@ def test_negatives_follow_the_softmax_of_similarity_times_hardness_ramped_over_t
     assert np.all(np.abs(frequency - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / DRAWS) + 1e-12)
 
 
+POSITIVES = np.array([0.5, 3.0, -3.0, 0.2, 1.0], np.float32)  # rows of all kinds: some, all or none are less similar
+
+
+@pytest.mark.parametrize(("hardness", "swapped"), [(1.0, False), (0.5, False), (1.0, True)])
+def test_semi_hard_negatives_follow_the_softmax_of_what_is_less_similar_than_the_pair(hardness, swapped):
+    values, same = similarity(), numpy_losses.same_pair(IDS)
+    np.fill_diagonal(values, POSITIVES)
+    module = objective(negatives="semi_hard", hardness=hardness)
+
+    def draw(key):
+        ctx = FakeContext(values, same)
+        _, metrics = module(ctx, key)
+        images, texts = (ids.reshape(5, 3) for ids in ctx.pairs)
+        return (images[:, 1] if swapped else texts[:, 2]), metrics["semi_hard"]
+
+    drawn, told = map(np.asarray, jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), DRAWS)))
+    read = values.T if swapped else values
+    # What is less similar is told by the similarity itself, what is drawn by its hardness.
+    expected = numpy_losses.semi_hard_probabilities(hardness * read, same)
+    less = [
+        any(row[n] < row[k] for n in range(5) if not same[k, n]) for x in (values, values.T) for k, row in enumerate(x)
+    ]
+    assert 0 < np.mean(less) < 1 and not np.array_equal(expected, numpy_losses.negative_probabilities(read, same))
+    np.testing.assert_allclose(told, np.mean(less), rtol=1e-6)
+    frequency = np.stack([np.mean(drawn == column, axis=0) for column in range(5)], axis=1)
+    assert np.all(np.abs(frequency - expected) <= 5 * np.sqrt(expected * (1 - expected) / DRAWS) + 1e-12)
+
+
+def test_semi_hard_negatives_at_hardness_0_are_uniform_among_what_is_less_similar():
+    excluded, less = matching.semi_hard_only(
+        jnp.array([[2.0, 1.0, 0.0], [1.0, 0.0, 2.0], [0.0, 0.0, 0.0]]), np.eye(3) > 0
+    )
+    np.testing.assert_array_equal(excluded, [[1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(less, [True, False, False])  # as similar is not less similar
+
+
+def test_a_semi_hard_negative_never_shares_picture_or_caption_with_its_example():
+    same = numpy_losses.same_pair(IDS)
+    values = similarity() + 10 * np.eye(5, dtype=np.float32)  # of which all others are less similar
+    ctx = FakeContext(values, same)
+    module = objective(negatives="semi_hard")
+    for key in jax.random.split(KEY, 20):
+        module(ctx, key)
+        images, texts = (np.asarray(ids).reshape(5, 3) for ids in ctx.pairs)
+        assert not np.any(same[images[:, 1], np.arange(5)]) and not np.any(same[np.arange(5), texts[:, 2]])
+
+
 def test_random_negatives_read_no_similarity():
     ctx = FakeContext(similarity(), np.eye(5, dtype=bool))
     del ctx.similarity_BB

@@ -97,6 +97,18 @@ def negative_probabilities(similarity: np.ndarray, same: np.ndarray) -> np.ndarr
     return result
 
 
+def semi_hard_probabilities(similarity: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """(B, B): softmax of each row over the candidates that are less similar than its own column; where there is none,
+    over all candidates."""
+    result = np.zeros(similarity.shape)
+    for k, row in enumerate(similarity):
+        candidates = [n for n in range(len(row)) if not same[k, n]]
+        less = [n for n in candidates if row[n] < row[k]]
+        if candidates:
+            result[k, less or candidates] = softmax(row[less or candidates])
+    return result
+
+
 def matching(logits: np.ndarray, valid: np.ndarray) -> float:
     """Mean cross entropy over the valid ones of 3 pairs an example, labelled matched, unmatched, unmatched."""
     labels = (1, 0, 0)

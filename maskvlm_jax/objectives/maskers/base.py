@@ -56,9 +56,14 @@ def apply(masker: Masker, teacher: Context, key: jax.Array) -> dict[str, jax.Arr
 
 def highest(score_BS: jax.Array, like_BS: jax.Array, allowed_BS: jax.Array | None = None) -> jax.Array:
     """Booleans (B, S): the allowed positions of the highest scores, as many in each row as `like_BS` has."""
+    return highest_of(score_BS, jnp.sum(like_BS, axis=1, keepdims=True), allowed_BS)
+
+
+def highest_of(score_BS: jax.Array, count_B1: jax.Array, allowed_BS: jax.Array | None = None) -> jax.Array:
+    """The same, `count_B1` of each row."""
     score_BS = score_BS if allowed_BS is None else jnp.where(allowed_BS, score_BS, -jnp.inf)
     rank_BS = jnp.argsort(jnp.argsort(-score_BS, axis=1), axis=1)
-    return rank_BS < jnp.sum(like_BS, axis=1, keepdims=True)
+    return rank_BS < count_B1
 
 
 def gumbel(key: jax.Array, rows_B: jax.Array, size: int) -> jax.Array:
