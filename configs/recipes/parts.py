@@ -28,7 +28,7 @@ def matching(setting: Setting | None = None) -> dict:
     return {
         "name": "matching",
         "weight": 1.0,
-        # hard | semi_hard, of those that are less similar than the pair | random, for a model without a contrastive space
+        # hard | semi_hard, less similar than the pair itself | random, for a model without a contrastive space
         "negatives": "hard",
         # Of what they are drawn by, softmax(hardness * similarity): 0 = uniform, 1 = ALBEF's.
         "hardness": 1.0,

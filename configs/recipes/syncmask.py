@@ -1,6 +1,6 @@
-"""After SyncMask (arXiv 2404.01156): MaskVLM, masked where the moving average's cross-attention says both modalities meet.
+"""After SyncMask (arXiv 2404.01156): MaskVLM, hiding what a teacher's attention says that picture and caption share.
 
-Of the paper the idea is public, not the values: these are ours (docs/architecture.md).
+Of the paper the idea is public, not its values: these are ours (docs/architecture.md).
 """
 
 from ml_collections import ConfigDict
@@ -18,3 +18,12 @@ def recipe(config: ConfigDict, setting: parts.Setting) -> None:
     config.masking.masker = ConfigDict({"name": "attended", "layer": 2, "sampler": "gumbel"})
     config.objectives.contrastive = ConfigDict(parts.momentum_contrastive(setting))
     config.objectives.matching.negatives = "semi_hard"
+    # Batches of examples that are alike, by what another model makes of them (maskvlm_jax/data/grouping.py).
+    config.data.grouping = ConfigDict(
+        {
+            "checkpoint": "",  # a workdir or an export with a contrastive space; "" = every epoch is a random order
+            "checkpoint_step": "latest",  # of that workdir: latest | best | a number
+            "part": 1_920,  # examples among which the next one is looked for
+            "ranks": (2, 10),  # of the candidates, the likest being 1, that it is drawn from; (1, 1) = GRIT-VLP's
+        }
+    )

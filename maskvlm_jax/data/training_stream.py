@@ -153,8 +153,12 @@ def check_batch_size(source: TrainingSet, batch_size: int) -> int:
 def order(source: TrainingSet, *, seed: int) -> grain.MapDataset:
     """Position in the stream -> number of the example, without end.
 
-    Every epoch of a set, or of each set of a mixture, is a new random order of it.
+    Every epoch of a set, or of each set of a mixture, is a new random order of it; of a grouped set see `grouping`.
     """
+    if grouping := getattr(source, "grouping", None):
+        (examples,) = source.ranges
+        whole = grain.MapDataset.range(examples.start, examples.stop)
+        return grain.MapDataset.select_from_datasets([whole], grouping.seeded(seed)).seed(seed)
 
     def shuffled(examples: range, seed: int) -> grain.MapDataset:
         return grain.MapDataset.range(examples.start, examples.stop).seed(seed).shuffle().repeat(None)

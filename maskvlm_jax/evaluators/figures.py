@@ -1,4 +1,5 @@
-"""Figures: pictures rebuilt from their visible patches and a caption, captions rebuilt from their words and a picture.
+"""Figures: pictures rebuilt from their visible patches and a caption, captions rebuilt from their words and a picture;
+where masks are chosen on the device, what they hide.
 
 Rebuilt patches are pasted into the picture; visible ones stay as they are (MaskVLM, arXiv 2208.02131, Fig. 5).
 """
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from maskvlm_jax.data import transforms
 from maskvlm_jax.data.evaluation_set import EvaluationSet
 from maskvlm_jax.data.tokenizer import Tokenizer
-from maskvlm_jax.evaluators import base, probes
+from maskvlm_jax.evaluators import base, mask_sheet, probes
 from maskvlm_jax.evaluators.predictor import Predictor
 from maskvlm_jax.objectives.base import PredictsFeatures, PredictsPixels, PredictsWords
 from maskvlm_jax.runtime import sheets
@@ -33,6 +34,8 @@ class Evaluator(base.Evaluator):
             texts = masked_texts(predictor, data, self.run.tokenizer, count=count, batch_size=size)
             drawn["masked_text"] = masked_text_sheet(data, texts)
             pages["masked_text"] = masked_text_table(data, texts)
+        if count and self.run.config.masking.masker:
+            drawn["masks"] = mask_sheet.sheet(predictor, data, self.run.tokenizer, count=count, batch_size=size)
         return base.Figures(drawn, pages)
 
 

@@ -15,11 +15,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from maskvlm_jax.data.masking import masked_patch_count
+from maskvlm_jax.models.fusion import layer_number
 from maskvlm_jax.models.pooling import OF_TWO
-from maskvlm_jax.objectives.hog import BINS
 from maskvlm_jax.objectives.masked_positions import masked_token_capacity
-from maskvlm_jax.plan import co_flops
+from maskvlm_jax.plan import co_flops, picture_flops
 from maskvlm_jax.plan.products import (
+    attend,
     attend_itself,
     cross_finish,
     cross_start,
@@ -35,51 +36,59 @@ def flops_per_pair(config: ConfigDict, batch_size: int) -> dict[str, float]:
     """Forward GFLOP of one image-text pair by part.
 
     Args:
-        config: of a pre-training run of MaskVLM; of medical M3AE; of EVE, whose experts count where a position goes
-            through them; or of FastMIM, whose pair is a picture.
+        config: of a pre-training run of MaskVLM, with SyncMask's masks and momentum contrast or without; of medical
+            M3AE; of EVE, whose experts count where a position goes through them; or of FastMIM, whose pair is a
+            picture.
         batch_size: examples that the in-batch losses see at once.
     Raises:
-        UserError: another recipe, blocks of another kind, or a masker.
+        UserError: another recipe, blocks of another kind, or another masker.
     Returns:
         `image_encoder` and `text_encoder` (all views), `memory` (keys and values that the cross-modality encoders
-        read, of medical M3AE those of the first layer with what enters it; EVE has none), and each objective by its
-        label: cross-modality encoders and decoder, its head, and for `contrastive` the two projections and the
-        similarity of a pair with the batch. Objectives of weight 0 are not there.
+        read, of medical M3AE those of the first layer with what enters it; EVE has none), `teacher` (all passes of the
+        moving average, where one is read), and each objective by its label: cross-modality encoders and decoder, its
+        head, and for a contrastive one the two projections and the similarity of a pair with the batch and a queue.
+        Objectives of weight 0 are not there.
     """
-    if config.masking.masker:
-        raise UserError("FLOPs are not counted of the teacher, by which masking.masker hides")
+    if config.masking.masker.get("name", "attended") != "attended":
+        raise UserError(f"FLOPs are not counted of the masker {config.masking.masker.name}, but of attended alone")
+    if config.masking.masker and config.model.fusion.kind != "cross":
+        raise UserError(f"FLOPs of a masker are not counted with a fusion of kind {config.model.fusion.kind}")
     if config.model.fusion.kind == "experts":
         return {name: flops / 1e9 for name, flops in _ExpertCount(config).parts().items()}
     if config.model.fusion.kind == "co":
         return {name: flops / 1e9 for name, flops in co_flops.parts(config).items()}
     if config.model.text.kind == "none":
-        return {name: flops / 1e9 for name, flops in _pictures_alone(config, batch_size).items()}
+        return {name: flops / 1e9 for name, flops in picture_flops.parts(config, batch_size).items()}
     if (
         config.model.fusion.kind != "cross"
         or config.model.fusion.streams != "both"
         or config.model.image.hidden in ("pixel", "drop")
     ):
         raise UserError(
-            "FLOPs are counted for recipe=eve, m3ae_med and fastmim, and for recipe=maskvlm where its encoders see "
-            "hidden patches as tokens"
+            "FLOPs are counted for recipe=eve, m3ae_med and fastmim, and for recipe=maskvlm and syncmask where their "
+            "encoders see hidden patches as tokens"
         )
     stacks = [config.model.image, config.model.text, config.objectives.get("masked_image", {}).get("decoder", {})]
     if {config.model.fusion.block_kind, *(stack.get("kind", "dense") for stack in stacks)} != {"dense"}:
         raise UserError("FLOPs are counted for dense blocks only")
     count = _Count(config, batch_size)
     parts = {"image_encoder": count.image_encoder(), "text_encoder": count.text_encoder(), "memory": count.memory()}
+    if count.has_teacher:
+        parts["teacher"] = count.teacher()
     parts |= {label: count.objective(options) for label, options in count.objectives.items()}
     return {name: flops / 1e9 for name, flops in parts.items()}
 
 
 def train_flops_per_pair(config: ConfigDict, batch_size: int) -> float:
-    """GFLOP of forward and backward pass of one pair: three times the forward pass.
+    """GFLOP of forward and backward pass of one pair: three times the forward pass, and once that of a teacher.
 
     The backward pass of a product is two products of its size. That is a little too much: pixels want no gradient, so
-    the patch embedding has one only, and the similarity that matching draws from has none. Recomputation under
-    `remat` is not counted.
+    the patch embedding has one only, and neither have the similarities that matching draws from and a teacher's.
+    Recomputation under `remat` is not counted.
     """
-    return 3 * sum(flops_per_pair(config, batch_size).values())
+    parts = flops_per_pair(config, batch_size)
+    teacher = parts.pop("teacher", 0.0)
+    return teacher + 3 * sum(parts.values())
 
 
 def traced_flops(jaxpr: Any) -> float:
@@ -125,15 +134,40 @@ class _Count:
         self._masked_tokens = masked_token_capacity(self._text_length, masking.text_ratio)
         self.objectives = {k: options for k, options in config.objectives.items() if options.weight}
         self._names = {options.name for options in self.objectives.values()}
+        self._masker, self._momentum = masking.masker, "momentum_contrastive" in self._names
+        self.has_teacher = bool(self._masker) or self._momentum
 
     def image_encoder(self) -> float:
-        patches = dense(self._patches, self._pixels, self._image.width)
-        blocks = self._image.depth * encoder_block(self._image, self._image_length)
-        return len(self._views("masked_image", "masked_text")) * (patches + blocks)
+        return len(self._views("masked_image", "masked_text")) * self._one_image()
 
     def text_encoder(self) -> float:
-        blocks = self._text.depth * encoder_block(self._text, self._text_length)
-        return len(self._views("masked_text", "masked_image")) * blocks
+        return len(self._views("masked_text", "masked_image")) * self._one_text()
+
+    def _one_image(self) -> float:
+        patches = dense(self._patches, self._pixels, self._image.width)
+        return patches + self._image.depth * encoder_block(self._image, self._image_length)
+
+    def _one_text(self) -> float:
+        return self._text.depth * encoder_block(self._text, self._text_length)
+
+    def teacher(self) -> float:
+        """Both encoders, and what is read of them: attention of one layer of each stream, projections."""
+        embedded = self._projections() if self._momentum else 0.0
+        attention = 0.0
+        if self._masker:
+            layer = layer_number(self._masker.get("layer", 2), self._fusion.depth)
+            lengths = self._image_length, self._text_length
+            attention = sum(self._attention(layer, *both) for both in (lengths, lengths[::-1]))
+        return self._one_image() + self._one_text() + embedded + attention
+
+    def _attention(self, layer: int, length: int, context: int) -> float:
+        """The weights of a layer of a stream over `context` positions, and all that is below it."""
+        fusion, width = self._fusion, self._fusion.width
+        # Keys of all layers are projected at once, and so are values, which the first layer's weights do not need.
+        memory = fusion.depth * project(fusion, context) / (1 if layer else 2)
+        below = layer * (attend(fusion, length, context) + feed_forward(fusion, length))
+        weights = dense(length, width, width) + dense(length, width, context)
+        return memory + (layer + 1) * attend_itself(fusion, length, length) + below + weights
 
     def memory(self) -> float:
         images = len(self._others("masked_text")) * project(self._fusion, self._image_length)
@@ -146,6 +180,7 @@ class _Count:
             "masked_image": self._masked_image,
             "masked_text": self._masked_text,
             "contrastive": self._contrastive,
+            "momentum_contrastive": self._momentum_contrastive,
             "matching": self._matching,
         }
         if options.name not in count:
@@ -165,9 +200,16 @@ class _Count:
         return fusion + dense(read, self._text.width, self._text.vocab_size)
 
     def _contrastive(self, options: Any) -> float:
-        projections = self._projection(self._image, self._image_length, "image")
-        projections += self._projection(self._text, self._text_length, "text")
-        return projections + dense(1, self._embed, self._batch_size)
+        return self._projections() + dense(1, self._embed, self._batch_size)
+
+    def _momentum_contrastive(self, options: Any) -> float:
+        # Each direction is of the model and, for its targets, of the teacher.
+        own = 0.0 if "contrastive" in self._names else self._projections()
+        return own + 4 * dense(1, self._embed, self._batch_size + options.queue)
+
+    def _projections(self) -> float:
+        image = self._projection(self._image, self._image_length, "image")
+        return image + self._projection(self._text, self._text_length, "text")
 
     def _projection(self, part: Any, length: int, modality: str) -> float:
         width, kind, pooled = part.width, self._pooling[modality], 0.0
@@ -181,13 +223,16 @@ class _Count:
         start = cross_start(self._fusion, image, 1) + cross_start(self._fusion, text, 1)
         pair = cross_finish(self._fusion, image, text, 1) + cross_finish(self._fusion, text, image, 1)
         # The negatives are drawn from the similarity, whoever computes it.
-        similarity = 0.0 if "contrastive" in self._names else self._contrastive(options)
+        if "contrastive" in self._names:
+            similarity = 0.0
+        else:
+            similarity = dense(1, self._embed, self._batch_size) if self._momentum else self._contrastive(options)
         return start + 3 * (pair + dense(1, self._text.width, 2)) + similarity
 
     def _views(self, hidden_by: str, read_by: str) -> set[str]:
         """Views of the modality that one objective hides parts of and another reads as context."""
         views = {"masked"} if hidden_by in self._names else set()
-        clean = {"clean"} if {"contrastive", "matching"} & self._names else set()
+        clean = {"clean"} if {"contrastive", "momentum_contrastive", "matching"} & self._names else set()
         return views | clean | {o.other for o in self.objectives.values() if o.name == read_by}
 
     def _others(self, name: str) -> set[str]:
@@ -247,26 +292,3 @@ class _ExpertCount:
         asked = [length] * (fusion.depth - 1) + [last]  # positions of each block's router
         router = dense(sum(asked[below:]), fusion.width, experts.count)
         return attention + feed_forward(fusion, sum(through[:below])) + routed + router
-
-
-def _pictures_alone(config: ConfigDict, batch_size: int) -> dict[str, float]:
-    """Forward FLOPs of the parts of a model of pictures alone (FastMIM); targets have no products."""
-    image, masking, parts = config.model.image, config.masking, {}
-    grid, pixels = image.image_size // image.patch, 3 * image.patch**2
-    if image.hidden != "pixel" or image.kind != "dense" or image.get("embedding", "patch") != "patch":
-        raise UserError("FLOPs of pictures alone are counted for recipe=fastmim's own blocks, patches and colour only")
-    length = image.class_token + image.distillation_token + image.registers + grid**2
-    read = masked_patch_count(grid, cell=masking.image_cell, ratio=masking.image_ratio)
-    # The colour is embedded once a batch.
-    embedded = dense(grid**2, pixels, image.width) + dense(1, pixels, image.width) / batch_size
-    parts["image_encoder"] = embedded + image.depth * encoder_block(image, length)
-    for label, one in config.objectives.items():
-        if one.weight and one.name != "masked_patches":
-            raise UserError(f"the FLOPs of the objective {one.name} are not known; set its weight to 0")
-        if one.weight:
-            decoder, cells = one.decoder, (image.patch // one.cell) ** 2
-            blocks = (decoder.depth - 1) * encoder_block(decoder, length)
-            blocks += attend_itself(decoder, length, read) + feed_forward(decoder, read)
-            values = pixels if one.target == "pixels" else 3 * BINS * cells
-            parts[label] = dense(length, image.width, decoder.width) + blocks + dense(read, decoder.width, values)
-    return parts

@@ -58,6 +58,7 @@ RANGES = {
     r"(resize|min_size|expected|against_distance|randaugment_ops|randaugment_magnitude)": COUNT,
     r"(mask_id|rerank_k)": COUNT_OR_AUTO,
     r"experts\.(count|top)": SIZE,
+    r"grouping\.(part|ranks)": SIZE,
     r"experts\.layers": COUNT,
     r"(train_limit|least|count)": COUNT,
     r"(candidates|most)": SIZE,
@@ -72,7 +73,7 @@ RANGES = {
     r"(light_ratio|final_ratio|alpha|ramp|max_missing|max_broken|modality_dropout)": SHARE,
     r"crop_scale": Range(0, 1, (False, True)),
 }
-_ORDERED = ("ramp", "crop_scale")  # pairs whose first must not be above the second
+_ORDERED = ("ramp", "crop_scale", "ranks")  # pairs whose first must not be above the second
 
 
 def range_of(key: str) -> Range | None:

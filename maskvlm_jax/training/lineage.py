@@ -10,7 +10,7 @@ from maskvlm_jax.data.sources.opening import count_trained_on, open_source, open
 from maskvlm_jax.models.pretrained import encoders
 from maskvlm_jax.runtime import files
 from maskvlm_jax.runtime.errors import UserError
-from maskvlm_jax.training import train_step
+from maskvlm_jax.training import grouping_features, train_step
 from maskvlm_jax.training.exported import Exported, is_export
 from maskvlm_jax.training.progress import Progress
 
@@ -33,6 +33,7 @@ def lineage_of(
         "step": step,
         "stream": progress.stream["rows"],  # fingerprint of the examples that were read, see `data.ledger`
         "parameters_sha256": train_step.parameters_sha256(params),
+        **({"grouped_by": grouped_by} if (grouped_by := grouping_features.record(workdir)) else {}),
     }
 
 

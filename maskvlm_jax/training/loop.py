@@ -13,7 +13,7 @@ from maskvlm_jax.runtime import files, sharding
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import rules, run_length
 from maskvlm_jax.settings import workdir as workdirs
-from maskvlm_jax.training import build, cached_features, initial_state, lineage
+from maskvlm_jax.training import build, cached_features, grouping_features, initial_state, lineage
 from maskvlm_jax.training.trainer import Trainer
 
 
@@ -43,6 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     run_tokenizer.resolve_mask_id(config, workdir)
     _report(source)
     cached_features.check(config)
+    grouping_features.check(config, workdir)
     if frozen := build.frozen_parameters(config):
         print(f"{sum(frozen.values()):,} parameters stay as they are (optim.freeze):", *frozen, sep="\n  ")
     with workdirs.locked(workdir) as alone:
@@ -57,6 +58,7 @@ def _run_in(workdir: Path, config: ConfigDict, source: TrainingSet, mesh: jax.sh
         return
     tokenizer = run_tokenizer.tokenizer_of(config, source, workdir)
     with jax.set_mesh(mesh):
+        source = grouping_features.grouped(config, workdir, source, mesh)
         Trainer(config, workdir, source, tokenizer, mesh).run()
 
 

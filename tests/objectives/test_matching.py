@@ -235,12 +235,33 @@ def test_semi_hard_negatives_at_hardness_0_are_uniform_among_what_is_less_simila
 def test_a_semi_hard_negative_never_shares_picture_or_caption_with_its_example():
     same = numpy_losses.same_pair(IDS)
     values = similarity() + 10 * np.eye(5, dtype=np.float32)  # of which all others are less similar
-    ctx = FakeContext(values, same)
     module = objective(negatives="semi_hard")
-    for key in jax.random.split(KEY, 20):
+
+    def draw(key):
+        ctx = FakeContext(values, same)
         module(ctx, key)
-        images, texts = (np.asarray(ids).reshape(5, 3) for ids in ctx.pairs)
-        assert not np.any(same[images[:, 1], np.arange(5)]) and not np.any(same[np.arange(5), texts[:, 2]])
+        return ctx.pairs
+
+    images, texts = (np.asarray(ids).reshape(200, 5, 3) for ids in jax.jit(jax.vmap(draw))(jax.random.split(KEY, 200)))
+    assert not np.any(same[images[:, :, 1], np.arange(5)]) and not np.any(same[np.arange(5), texts[:, :, 2]])
+
+
+class PartOfABatch(FakeContext):
+    """Every second example; what is said of the batch is said of the whole."""
+
+    @property
+    def own_rows(self):
+        return jnp.arange(1, len(self.same_pair_BB), 2)
+
+
+@pytest.mark.parametrize("negatives", ["hard", "semi_hard"])
+def test_a_microbatch_has_the_negatives_of_the_whole_batch(negatives):
+    same, values, module = numpy_losses.same_pair(IDS), similarity(), objective(negatives=negatives)
+    whole, part = (kind(values, same) for kind in (FakeContext, PartOfABatch))
+    module(whole, KEY)
+    module(part, KEY)
+    for ours, theirs in zip(part.pairs, whole.pairs, strict=True):
+        np.testing.assert_array_equal(ours.reshape(-1, 3), theirs.reshape(-1, 3)[1::2])
 
 
 def test_random_negatives_read_no_similarity():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 from jax.interpreters import partial_eval
+from ml_collections import ConfigDict
 
 from configs import pretrain
 from maskvlm_jax.data.examples import batch_shapes
@@ -59,7 +60,10 @@ def traced_gflops(config, *, training: bool = False) -> float:
     graphdef, params = nnx.split(nnx.eval_shape(lambda: Learner(**arguments, rngs=nnx.Rngs(0))))
 
     def loss(params, batch, key):
-        return nnx.merge(graphdef, params)(batch, key)[0]
+        learner, more = nnx.merge(graphdef, params), {}
+        if config.optim.ema_decay:
+            more = {"teacher": nnx.merge(graphdef, jax.lax.stop_gradient(params)), "queue": learner.make_queue()}
+        return learner(batch, key, **more)[0]
 
     function = jax.value_and_grad(loss) if training else loss
     traced = jax.make_jaxpr(function)(params, shapes(config), jax.eval_shape(jax.random.key, 0)).jaxpr
@@ -77,6 +81,41 @@ def patch_embedding_gflops(config) -> float:
 def test_forward_flops_are_those_of_the_traced_program(name):
     config = toy_config(**CONFIGS[name])
     assert sum(flops.flops_per_pair(config, BATCH_SIZE).values()) == pytest.approx(traced_gflops(config), rel=1e-9)
+
+
+MOMENTUM = {
+    "syncmask": {},
+    "first_layer": {"model__fusion__depth": 3, "masking__masker__layer": 0},
+    "last_of_four_layers": {"model__fusion__depth": 4, "masking__masker__layer": -1, "model__fusion__mlp_ratio": 3},
+    "masks_alone": {"objectives__contrastive__weight": 0.0},
+    "not_matched": {"objectives__matching__weight": 0.0, "objectives__contrastive__queue": 10},
+}
+
+
+@pytest.mark.parametrize("name", MOMENTUM)
+def test_flops_of_the_teacher_and_of_its_queue_are_those_of_the_traced_program(name):
+    config = toy_config("recipe=syncmask", **MOMENTUM[name])
+    parts = flops.flops_per_pair(config, BATCH_SIZE)
+    assert sum(parts.values()) == pytest.approx(traced_gflops(config), rel=1e-9)
+    # A little too much, as without a teacher: similarities that negatives and soft targets are drawn from count thrice.
+    similarity = flops.dense(1, config.model.embed, BATCH_SIZE + config.objectives.contrastive.queue) / 1e9
+    spare = flops.train_flops_per_pair(config, BATCH_SIZE) - traced_gflops(config, training=True)
+    assert 0 < spare - 2 * patch_embedding_gflops(config) < 10 * similarity
+
+
+def test_momentum_contrast_without_a_masker_has_a_teacher_too():
+    config = toy_config("recipe=syncmask")
+    masked = flops.flops_per_pair(config, BATCH_SIZE)["teacher"]
+    config.masking.masker = ConfigDict()
+    parts = flops.flops_per_pair(config, BATCH_SIZE)
+    assert sum(parts.values()) == pytest.approx(traced_gflops(config), rel=1e-9)
+    assert 0 < parts["teacher"] < masked
+
+
+def test_flops_of_another_masker_are_not_counted():
+    config = toy_config("recipe=syncmask", masking__masker__name="masks/mine.py")
+    with pytest.raises(UserError, match=r"FLOPs are not counted of the masker masks/mine\.py"):
+        flops.flops_per_pair(config, BATCH_SIZE)
 
 
 def test_forward_flops_of_the_paper_s_size():

@@ -14,6 +14,7 @@ class TrainingSet(Source, Protocol):
     Attributes:
         ranges: the example numbers that are drawn, a range for each part.
         weights: how often each part is drawn; their sum does not matter.
+        grouping: optional, of a set of one part; the order that it is read in, see `data.grouping`.
     """
 
     ranges: list[range]
