@@ -89,9 +89,9 @@ def _over(pixels: np.ndarray, value_N: np.ndarray) -> np.ndarray:
 
 
 def _tinted(pixels: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """The picture in grey, orange where the share is large."""
-    grey = 0.3 * pixels.mean(axis=2, keepdims=True)
-    return np.rint(grey + share * (_WARM - grey)).astype(np.uint8)
+    """The picture in dark grey, orange where the share is large."""
+    grey = 0.5 * pixels.mean(axis=2, keepdims=True)
+    return np.rint(grey + 0.8 * share * (_WARM - grey)).astype(np.uint8)
 
 
 def _colour(share: float) -> tuple[int, int, int]:

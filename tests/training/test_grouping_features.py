@@ -36,7 +36,9 @@ class Pictures(Listed):
 def earlier(tmp_path_factory):
     """The workdir of a model of random parameters."""
     folder = tmp_path_factory.mktemp("earlier")
-    exporting.make_workdir(folder, toy_config("recipe=clip", **exporting.SMALL))
+    sizes = {name: value for name, value in exporting.SMALL.items() if "fusion" not in name}
+    sizes["model__text__max_length"] = 20
+    exporting.make_workdir(folder, toy_config("recipe=clip", **sizes))
     return folder
 
 
