@@ -59,6 +59,7 @@ RANGES = {
     r"(mask_id|rerank_k)": COUNT_OR_AUTO,
     r"experts\.(count|top)": SIZE,
     r"grouping\.(part|ranks)": SIZE,
+    r"masker\.layer": COUNT_OR_AUTO,  # -1: the last
     r"experts\.layers": COUNT,
     r"(train_limit|least|count)": COUNT,
     r"(candidates|most)": SIZE,

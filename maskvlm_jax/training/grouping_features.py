@@ -40,7 +40,8 @@ def check(config: ConfigDict, workdir: Path) -> None:
         raise UserError("data.grouping is for a single set, not for a mixture; set --config.data.grouping.checkpoint=")
     if buckets.is_remote(workdir):
         raise UserError("data.grouping keeps its features in the workdir, which must be on this machine; give another")
-    if not (workdir / RECORD).is_file() and not (Path(options.checkpoint) / "config.json").is_file():
+    there = buckets.folder(options.checkpoint) / "config.json"
+    if not (workdir / RECORD).is_file() and not there.is_file():
         raise UserError(
             f"there is no workdir {options.checkpoint!r} to group examples by; "
             "set --config.data.grouping.checkpoint to the folder of a run or an export"
@@ -58,10 +59,13 @@ def grouped(config: ConfigDict, workdir: Path, source: TrainingSet, mesh: jax.sh
     if not options or not options.checkpoint:
         return source
     whole, count = source.part("")
-    made = (workdir / RECORD).is_file()
-    processes.barrier("grouping asked for")
-    if not made:
-        _make(config, workdir, whole, count, mesh)
+    asked = {"checkpoint": options.checkpoint, "checkpoint_step": options.checkpoint_step}
+    asked |= {"examples": count, "data": whole.fingerprint}
+    told, began = record(workdir) or {}, any((workdir / "checkpoints").glob("*"))
+    processes.barrier("grouping asked for")  # by all, before one of them writes
+    # What a command made whose run never began may be of other values. What a run has begun with stays.
+    if not told or not (began or asked.items() <= told.items()):
+        _make(asked, workdir, whole, mesh)
         processes.barrier("grouping made")
     sha256 = _sha256_of(workdir)
     grouping = Grouping(workdir / FEATURES, batch_size=config.batch_size, part=options.part, ranks=tuple(options.ranks))
@@ -74,22 +78,20 @@ def record(workdir: Path) -> dict[str, Any] | None:
     return files.read_json(path) if path.is_file() else None
 
 
-def _make(config: ConfigDict, workdir: Path, source: Source, count: int, mesh: jax.sharding.Mesh) -> None:
-    """Writes features of the first `count` examples, and what they are of."""
-    options = config.data.grouping
-    folder = Path(options.checkpoint)
-    model = stored_model.read(folder, mesh, step=options.checkpoint_step)
+def _make(asked: dict[str, Any], workdir: Path, source: Source, mesh: jax.sharding.Mesh) -> None:
+    """Writes the features of the first examples of a source, and what they are of."""
+    folder, count = buckets.folder(asked["checkpoint"]), asked["examples"]
+    model = stored_model.read(folder, mesh, step=asked["checkpoint_step"])
     if objective_of(rules.active_objectives(model.config), TrainsEmbeddings) is None:
         raise UserError(f"{folder} has no contrastive space to group examples in; give a run that trained one")
     print(f"examples are grouped by what {folder} makes of them: {count:,} are encoded once", flush=True)
     features_2NE = _features(model, tokenizers.load(folder / "tokenizer"), source, count, mesh)
-    told = {"checkpoint": str(folder), "step": model.step, "examples": count}
-    told["parameters_sha256"] = train_step.parameters_sha256(model.params)
+    told = asked | {"step": model.step, "parameters_sha256": train_step.parameters_sha256(model.params)}
     if processes.is_main():
         content = io.BytesIO()
         np.save(content, features_2NE)
-        told["sha256"] = hashlib.sha256(content.getvalue()).hexdigest()
-        files.write_bytes(workdir / FEATURES, content.getvalue())
+        files.write_bytes(workdir / FEATURES, content.getbuffer())
+        told["sha256"] = hashlib.sha256(content.getbuffer()).hexdigest()
         files.write_json(workdir / RECORD, told)
 
 

@@ -78,15 +78,28 @@ def test_features_are_those_of_the_earlier_model_of_each_picture_and_of_all_its_
 
 def test_they_are_made_once_and_the_order_is_read_from_them(workdir, earlier):
     before = (workdir / grouping_features.FEATURES).stat().st_mtime_ns
-    config = config_of(earlier / "gone")  # what was made is in the workdir
-    grouping_features.check(config, workdir)
-    source = grouped(config, workdir)
+    source = grouped(config_of(earlier), workdir)
     assert (workdir / grouping_features.FEATURES).stat().st_mtime_ns == before
     first = [source.grouping[position][1] for position in range(8)]
     assert len(set(first)) == 8 and set(first) <= set(range(10))
     told = grouping_features.record(workdir)
     assert told["examples"] == 10 and told["step"] == 3 and told["checkpoint"] == str(earlier)
     assert source.fingerprint != Limited(Pictures(), 10).fingerprint
+
+
+def test_of_a_run_that_began_they_stay_and_of_one_that_did_not_they_are_those_that_are_asked_for(earlier, tmp_path):
+    grouped(config_of(earlier), tmp_path)
+    before = grouping_features.record(tmp_path)
+    assert len(np.load(tmp_path / grouping_features.FEATURES)[0]) == 10
+    mesh = one_device()
+    with jax.set_mesh(mesh):
+        grouping_features.grouped(config_of(earlier), tmp_path, Limited(Pictures(), 7), mesh)
+    assert len(np.load(tmp_path / grouping_features.FEATURES)[0]) == 7
+    assert grouping_features.record(tmp_path)["sha256"] != before["sha256"]
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    config = config_of(earlier / "gone")  # nothing is read of it any more
+    grouping_features.check(config, tmp_path)
+    assert grouped(config, tmp_path).grouping[0][1] < 7
 
 
 def test_without_a_checkpoint_the_set_stays_as_it_is(tmp_path):
@@ -97,6 +110,7 @@ def test_without_a_checkpoint_the_set_stays_as_it_is(tmp_path):
 def test_damaged_features_are_told(workdir, earlier, tmp_path):
     for name in (grouping_features.FEATURES, grouping_features.RECORD):
         (tmp_path / name).write_bytes((workdir / name).read_bytes())
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
     content = bytearray((tmp_path / grouping_features.FEATURES).read_bytes())
     content[-1] ^= 1
     (tmp_path / grouping_features.FEATURES).write_bytes(content)
