@@ -30,7 +30,7 @@ class Masker(base.Masker):
     """Patches and words by their attention.
 
     Attributes:
-        layer: of the fusion, whose weights are read; the last where it has fewer.
+        layer: of the fusion, whose weights are read; the last where it has fewer, and -1.
         sampler: "gumbel": drawn without replacement in proportion to the scores; "top": the highest scores; "hint":
             these, but each of the highest tenth is shown with probability one half, and a lower one hidden instead.
     """
