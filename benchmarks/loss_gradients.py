@@ -74,7 +74,9 @@ def run(config: ConfigDict, workdir: Path | None, count: int) -> dict[str, Any]:
                 model = nnx.merge(built.graphdef, params)
                 teacher = nnx.merge(built.graphdef, jax.lax.stop_gradient(params)) if config.optim.ema_decay else None
                 progress = step / config.steps
-                output = model(batch, key, teacher=teacher, queue=model.make_queue(), progress=progress)
+                output = model(
+                    batch, key, teacher=teacher, queue=model.make_queue(), kept=model.first_kept(), progress=progress
+                )
                 return output.metrics[f"{label}/loss"]
 
             return {label: by_part(jax.grad(loss)(params, label)) for label in weights}

@@ -84,8 +84,21 @@ class Objective(nnx.Module):
         """What it needs, with these arguments of its config."""
         return Needs()
 
-    def __call__(self, ctx: Context, key: jax.Array) -> tuple[Terms | tuple[Terms, ...], dict[str, jax.Array]]:
-        """The terms of the loss, which are added up, and scalars to log."""
+    def __call__(self, ctx: Context, key: jax.Array) -> tuple[Any, ...]:
+        """The terms of the loss (`Terms` or a tuple of them), which are added up, and scalars to log; third, if it
+        keeps something, what it saw of the batch: arrays that are means over its examples."""
+        raise NotImplementedError
+
+    def first_kept(self) -> dict[str, jax.Array]:
+        """What it keeps from step to step beside its parameters, before the first step; {} = nothing."""
+        return {}
+
+    def kept(self, ctx: Context) -> Mapping[str, jax.Array]:
+        """The same in a step."""
+        return ctx.kept[id(self)]
+
+    def next_kept(self, kept: Mapping[str, jax.Array], seen: Any) -> dict[str, jax.Array]:
+        """The same after a step; `seen`: what the call returned, of the whole batch however it was cut."""
         raise NotImplementedError
 
 

@@ -47,9 +47,11 @@ class Context:
     Attributes:
         auxiliary: name -> what blocks handed out so far, arrays with an axis of layers first. Only for objectives with
             `reads_auxiliary`.
+        kept: what objectives keep from step to step, by `id`; see `Objective.kept`.
     """
 
     auxiliary: auxiliary.Values
+    kept: Mapping[int, Mapping[str, jax.Array]]
 
     def __init__(
         self,
@@ -138,8 +140,7 @@ class Context:
     @property
     def same_pair_BB(self) -> jax.Array:
         """True where image and caption belong together: the diagonal, equal pictures, equal captions."""
-        ids_B2 = self.pair_ids_B2
-        return jnp.any(ids_B2[:, None] == ids_B2[None, :], axis=-1)
+        return jnp.any(self.pair_ids_B2[:, None] == self.pair_ids_B2[None, :], axis=-1)
 
     def image_side(self, view: str = "clean") -> Side:
         """An image view as the fusion reads it."""

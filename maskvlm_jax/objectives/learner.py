@@ -21,14 +21,17 @@ CLEAN: Views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
 
 
 class Output(NamedTuple):
-    """The weighted sum of the objectives' mean losses, metrics named `label/metric`, and the next step's queue."""
+    """The weighted sum of the objectives' mean losses, metrics named `label/metric`, the next step's queue, and what
+    objectives that keep something saw of the batch."""
 
     loss: jax.Array
     metrics: dict[str, jax.Array]
     queue: Queue | None
+    seen: dict[str, Any]
 
 
 Counts = dict[str, tuple[reduce.Count, ...]]  # label -> what the mean of each of its terms is taken over
+Kept = dict[str, dict[str, jax.Array]]  # label -> what an objective keeps from step to step, of those that do
 
 
 class Learner(nnx.Module):
@@ -79,6 +82,14 @@ class Learner(nnx.Module):
         """The empty queue that training starts from; None if no objective reads one."""
         return make_queue(self.queue_size, self.vlm.embed) if self.queue_size else None
 
+    def first_kept(self) -> Kept:
+        """What objectives keep, before the first step."""
+        return {label: kept for label, objective in self.objectives.items() if (kept := objective.first_kept())}
+
+    def next_kept(self, kept: Kept, seen: Mapping[str, Any]) -> Kept:
+        """The same after a step; `seen` is of `Output`."""
+        return {label: self.objectives[label].next_kept(own, seen[label]) for label, own in kept.items()}
+
     def context(self, batch: Mapping[str, jax.Array], *, views: Views = CLEAN, **options) -> Context:
         """A `Context` of the batch over this model; `options` are its other arguments."""
         counts = {"masked_patch_count": self.masked_patch_count, "text_ratio": self.text_ratio}
@@ -102,6 +113,7 @@ class Learner(nnx.Module):
         *,
         teacher: Optional["Learner"] = None,
         queue: Queue | None = None,
+        kept: Kept | None = None,
         full: FullBatch | None = None,
         teacher_full: FullBatch | None = None,
         progress: jax.Array | float = 1.0,
@@ -121,7 +133,7 @@ class Learner(nnx.Module):
         if remask and self.masker is not None:
             masks = maskers.apply(self.masker, teaching, jax.random.fold_in(key, zlib.crc32(b"masker")))
             batch, teaching = {**batch, **masks}, teaching.with_masks(masks)
-        return self.context(
+        ctx = self.context(
             batch,
             views=views,
             key=dropout_key if full is None else jax.random.fold_in(dropout_key, full.part),
@@ -131,18 +143,22 @@ class Learner(nnx.Module):
             full=full,
             progress=progress,
         )
+        ctx.kept = {id(self.objectives[label]): own for label, own in (kept or {}).items()}
+        return ctx
 
     def _terms(
         self, ctx: Context, key: jax.Array
-    ) -> Iterator[tuple[str, float, tuple[base.Terms, ...], dict[str, jax.Array]]]:
-        """(label, weight, terms, metrics) of each objective; those that read what blocks hand out come last."""
+    ) -> Iterator[tuple[str, float, tuple[base.Terms, ...], dict[str, jax.Array], list[Any]]]:
+        """(label, weight, terms, metrics, [what it saw, if it keeps something]) of each objective; those that read what
+        blocks hand out come last."""
         # The collector stays set between what is yielded: `counts` and `__call__` take all of it, in one context.
         last = [label for label, objective in self.objectives.items() if objective.reads_auxiliary]
         with auxiliary.collecting(wanted=bool(last)) as ctx.auxiliary:
             for label, weight in sorted(self.weights, key=lambda item: item[0] in last):
                 with jax.named_scope(label):  # a profile tells the losses apart
-                    terms, metrics = self.objectives[label](ctx, jax.random.fold_in(key, zlib.crc32(label.encode())))
-                yield label, weight, (terms,) if isinstance(terms, base.Terms) else terms, metrics
+                    own_key = jax.random.fold_in(key, zlib.crc32(label.encode()))
+                    terms, metrics, *seen = self.objectives[label](ctx, own_key)
+                yield label, weight, (terms,) if isinstance(terms, base.Terms) else terms, metrics, seen
 
     def counts(self, batch: Mapping[str, jax.Array], key: jax.Array, **options) -> Counts:
         """What the means of each loss are taken over in a batch; arguments as in `__call__`.
@@ -152,7 +168,7 @@ class Learner(nnx.Module):
         """
         remask = any(objective.reads_auxiliary for objective in self.objectives.values())
         ctx = self._context_of_step(batch, key, remask=remask, **options)
-        return {label: tuple(map(reduce.count, terms)) for label, _, terms, _ in self._terms(ctx, key)}
+        return {label: tuple(map(reduce.count, terms)) for label, _, terms, *_ in self._terms(ctx, key)}
 
     def __call__(
         self, batch: Mapping[str, jax.Array], key: jax.Array, *, counts: Counts | None = None, **options
@@ -162,19 +178,22 @@ class Learner(nnx.Module):
         Args:
             teacher: this model with the moving average of its parameters, for objectives that read one.
             queue: features of earlier batches; the next step's takes in this batch, but not a part of one.
+            kept: what objectives keep from step to step.
             full, teacher_full: what the batch is a part of, as the model and its moving average embed it. The mean
                 over all parts of loss and gradients is then that of the full batch, but for dropout.
             counts: mean counts of an example of the full batch, if this is a part of it.
             progress: share of the training that is done, 0 to 1.
         """
         ctx = self._context_of_step(batch, key, **options)
-        total, metrics = jnp.zeros((), jnp.float32), {}
-        for label, weight, terms, values in self._terms(ctx, key):
+        total, metrics, observed = jnp.zeros((), jnp.float32), {}, {}
+        for label, weight, terms, values, seen in self._terms(ctx, key):
             with jax.named_scope(label):
                 loss, means = reduce.loss_of(terms, None if counts is None else counts[label])
             total += weight * loss
             metrics |= {f"{label}/loss": loss, **{f"{label}/{name}": value for name, value in (values | means).items()}}
+            if seen:
+                (observed[label],) = seen
         queue = ctx.queue
         if queue is not None and ctx.full is None:
             queue = push(queue, ctx.teacher.image_embedding_BE, ctx.teacher.text_embedding_BE, batch["pair_id"])
-        return Output(total, {"loss": total, **metrics}, queue)
+        return Output(total, {"loss": total, **metrics}, queue, observed)

@@ -18,17 +18,18 @@ Embeddings = tuple[jax.Array | None, jax.Array | None]
 
 
 def gradients_of_parts(
-    gradients: Callable[..., tuple[Any, dict[str, jax.Array]]],
+    gradients: Callable[..., tuple[Any, Any]],
     counts: Callable[..., Any],
     model: nnx.Module,
     teacher: nnx.Module | None,
     batch: Arrays,
     parts: int,
-) -> tuple[Any, dict[str, jax.Array], Embeddings]:
+) -> tuple[Any, Any, Embeddings]:
     """Means over microbatches of gradients and metrics, and the teacher's embeddings of the full batch.
 
     Args:
-        gradients: (microbatch, full=, teacher_full=, counts=) -> (gradients, metrics).
+        gradients: (microbatch, full=, teacher_full=, counts=) -> (gradients, metrics and what else is a mean over
+            examples).
         counts: (microbatch, full=, teacher_full=) -> a `reduce.Count` of each term of each loss in it.
         teacher: the model with the moving average of its parameters; None if there is none.
         parts: how many microbatches; it divides the batch.
@@ -57,7 +58,7 @@ def gradients_of_parts(
     size = len(jax.tree.leaves(batch)[0])
     counted = jax.tree.map(lambda x: jnp.sum(x, axis=0) / size, counted)
 
-    def of_part(number: jax.Array, part: Arrays) -> tuple[Any, dict[str, jax.Array]]:
+    def of_part(number: jax.Array, part: Arrays) -> tuple[Any, Any]:
         return gradients(part, counts=counted, **full(number))
 
     shapes = jax.eval_shape(of_part, *jax.tree.map(lambda x: x[0], numbered))

@@ -1,7 +1,7 @@
 """Checkpoints with Orbax: asynchronous, the newest few and the best, read back whole or not at all.
 
-A workdir holds `checkpoints/STEP/` and `best/STEP/`, each with the items params, optimizer, ema, queue and progress
-(what the host knows: counts, the best score). Evaluation reads params or ema alone.
+A workdir holds `checkpoints/STEP/` and `best/STEP/`, each with the items params, optimizer, ema, queue, progress (what
+the host knows: counts, the best score) and kept, where objectives keep something. Evaluation reads params or ema alone.
 """
 
 import logging
@@ -86,6 +86,7 @@ class Checkpoints:
                 "ema": state.ema or {"off": 0},
                 "queue": {"off": 0} if state.queue is None else state.queue._asdict(),
                 "progress": progress.as_dict(),
+                **({"kept": state.kept} if state.kept else {}),
             }
             with writing(self._folder / str(step)):
                 self._checkpointer.save_checkpointables_async(step, items, force=True)
@@ -135,10 +136,13 @@ class Checkpoints:
             target["ema"] = abstract.ema
         if abstract.queue is not None:
             target["queue"] = abstract.queue._asdict()
+        if abstract.kept:
+            target["kept"] = abstract.kept
         items = self._checkpointer.load_checkpointables(step, target)
         optimizer = items["optimizer"]
         queue = None if abstract.queue is None else Queue(**items["queue"])
-        state = TrainState(optimizer["step"], items["params"], optimizer["state"], items.get("ema", {}), queue)
+        average, kept = items.get("ema", {}), items.get("kept", {})
+        state = TrainState(optimizer["step"], items["params"], optimizer["state"], average, queue, kept)
         return state, Progress.of(items["progress"])
 
     def load_progress(self, step: int) -> Progress:

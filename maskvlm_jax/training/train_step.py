@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from maskvlm_jax.objectives.feature_queue import Queue, push
+from maskvlm_jax.objectives.learner import Kept
 from maskvlm_jax.runtime import processes, sharding
 from maskvlm_jax.runtime.parameters import is_frozen, map_by_path, parameter_path
 from maskvlm_jax.training.accumulation import gradients_of_parts
@@ -27,7 +28,7 @@ class TrainState(NamedTuple):
     """All that a resumed run needs besides its config: the stream and every key are functions of (seed, step).
 
     `ema` is an exponential moving average of the parameters, or an empty dict where it is off; `queue` features of
-    earlier batches, or None where no objective reads any.
+    earlier batches, or None where no objective reads any; `kept` what objectives keep, by label, of those that do.
     """
 
     step: jax.Array
@@ -35,6 +36,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     ema: Params
     queue: Queue | None
+    kept: Kept
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
@@ -61,7 +63,8 @@ def describe_state(
         graphdef, params = split_model(model)
         # A copy: the state is donated, and one buffer cannot be donated twice.
         average = jax.tree.map(jnp.copy, params) if ema else {}
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average, model.make_queue())
+        start = jnp.zeros((), jnp.int32)
+        return TrainState(start, params, tx.init(params), average, model.make_queue(), model.first_kept())
 
     shapes = jax.eval_shape(make)
     params = sharding.parameter_shardings(shapes.params, mesh)
@@ -71,6 +74,7 @@ def describe_state(
         opt_state=sharding.optimizer_shardings(tx, shapes.params, params, mesh),
         ema=params if ema else {},
         queue=jax.tree.map(lambda _: sharding.replicated(mesh), shapes.queue),
+        kept=jax.tree.map(lambda _: sharding.replicated(mesh), shapes.kept),
     )
     # Run once: on a CPU, compiling it well takes longer than running it.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
@@ -102,7 +106,8 @@ def abstract_params(build: Callable[[], nnx.Module], mesh: Mesh) -> tuple[nnx.Gr
 
 
 class _Gradients(NamedTuple):
-    """Gradients, metrics and the next queue of a batch, whole or in microbatches; arguments of `make_train_step`."""
+    """Gradients, metrics, the next queue and what objectives keep next of a batch, whole or in microbatches; arguments
+    of `make_train_step`."""
 
     graphdef: nnx.GraphDef
     accumulate: int
@@ -115,7 +120,8 @@ class _Gradients(NamedTuple):
         return nnx.merge(self.graphdef, params), teacher
 
     def _inputs(self, state: TrainState, teacher: nnx.Module | None) -> dict[str, Any]:
-        return {"teacher": teacher, "queue": state.queue, "progress": state.step / self.steps if self.steps else 1.0}
+        progress = state.step / self.steps if self.steps else 1.0
+        return {"teacher": teacher, "queue": state.queue, "kept": state.kept, "progress": progress}
 
     def _of(self, state: TrainState, batch: Batch, key: jax.Array, **part_of: Any):
         def loss_fn(params: Params):
@@ -123,23 +129,24 @@ class _Gradients(NamedTuple):
                 still = jax.lax.stop_gradient
                 params = map_by_path(lambda path, x: still(x) if is_frozen(path, self.freeze) else x, params)
             model, teacher = self._models(params, state)
-            loss, metrics, queue = model(batch, key, **self._inputs(state, teacher), **part_of)
-            return loss, (metrics, queue)
+            loss, metrics, queue, seen = model(batch, key, **self._inputs(state, teacher), **part_of)
+            return loss, ((metrics, seen), queue)
 
-        (_, (metrics, queue)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        return grads, metrics, queue
+        (_, (told, queue)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        return grads, told, queue
 
     def __call__(
         self, state: TrainState, batch: Batch, key: jax.Array
-    ) -> tuple[Params, dict[str, jax.Array], Queue | None]:
-        if self.accumulate == 1:
-            return self._of(state, batch, key)
+    ) -> tuple[Params, dict[str, jax.Array], Queue | None, Kept]:
         model, teacher = self._models(state.params, state)
+        if self.accumulate == 1:
+            grads, (metrics, seen), queue = self._of(state, batch, key)
+            return grads, metrics, queue, model.next_kept(state.kept, seen)
         of_part = lambda part, **part_of: self._of(state, part, key, **part_of)[:2]  # noqa: E731
         counts = lambda part, **full: model.counts(part, key, **self._inputs(state, teacher), **full)  # noqa: E731
-        grads, metrics, momentum = gradients_of_parts(of_part, counts, model, teacher, batch, self.accumulate)
+        grads, (metrics, seen), momentum = gradients_of_parts(of_part, counts, model, teacher, batch, self.accumulate)
         queue = state.queue if state.queue is None else push(state.queue, *momentum, batch["pair_id"])
-        return grads, metrics, queue
+        return grads, metrics, queue, model.next_kept(state.kept, seen)
 
 
 def make_train_step(
@@ -180,7 +187,7 @@ def make_train_step(
         state: TrainState, batch: Batch, signal_B: jax.Array | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, metrics, queue = gradients(state, batch, key)
+        grads, metrics, queue, kept = gradients(state, batch, key)
         with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = constrained(optax.apply_updates(state.params, updates))
@@ -189,7 +196,7 @@ def make_train_step(
         if signal_B is not None:
             metrics |= {SIGNAL: jnp.max(signal_B)}
         metrics |= {"grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
-        return TrainState(state.step + 1, params, opt_state, ema, queue), metrics
+        return TrainState(state.step + 1, params, opt_state, ema, queue, kept), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
 

@@ -132,6 +132,12 @@ class OneNumber(nnx.Module):
     def make_queue(self):
         return None
 
+    def first_kept(self):
+        return {"sum": jnp.zeros((), jnp.float32)}
+
+    def next_kept(self, kept, seen):
+        return {"sum": kept["sum"] + seen}
+
     def constrain(self):
         self.vlm.temperature[...] = jnp.clip(self.vlm.temperature[...], 0.0, 10.0)
 
@@ -141,9 +147,9 @@ class OneNumber(nnx.Module):
     def counts(self, batch, key, **options):
         return {}
 
-    def __call__(self, batch, key, *, teacher, queue, progress, full=None, teacher_full=None, counts=None):
+    def __call__(self, batch, key, *, teacher, queue, kept, progress, full=None, teacher_full=None, counts=None):
         loss = jnp.mean(batch["x"]) * self.vlm.temperature[...]
-        return Output(loss, {"loss": loss}, queue)
+        return Output(loss, {"loss": loss}, queue, jnp.mean(batch["x"]))
 
 
 def train(accumulate: int, ema_decay: float, **options):
@@ -159,6 +165,12 @@ def train(accumulate: int, ema_decay: float, **options):
         state, metrics = step(state, sharding.put({"x": np.full(4, t + 1.0, np.float32)}, mesh))
         states.append(jax.device_get(state))
     return states, metrics
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_objectives_keep_takes_in_every_batch_whole(accumulate):
+    states, _ = train(accumulate=accumulate, ema_decay=0.0)
+    assert [float(state.kept["sum"]) for state in states] == [0, 1, 3, 6]
 
 
 def test_the_moving_average_follows_the_parameters():
