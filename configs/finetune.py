@@ -36,7 +36,8 @@ def _tuning(arg: str, name: str) -> ConfigDict:
     config.task = "finetune"
     config.name += f"-{name}"
     config.objectives, config.evals = ConfigDict(), ConfigDict()
-    config.optim.ema_decay, config.masking.masker = 0.0, ConfigDict()  # masks are the host's
+    # Masks are the host's, and the task says what else is read.
+    config.optim.ema_decay, config.masking.masker, config.data.fields = 0.0, ConfigDict(), ConfigDict()
     # A third of the rates of pre-training, a quarter of its length.
     config.steps, config.epochs = config.steps // 4, config.epochs / 4
     config.optim.lr, config.optim.encoder_lr = config.optim.lr / 3, config.optim.encoder_lr / 3

@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"{config.name} reads no text: start another recipe of pretrain.py by --config.checkpoint")
     config.task = "finetune"
     config.name += "-retrieval"
-    config.objectives = ConfigDict()
+    config.objectives, config.data.fields = ConfigDict(), ConfigDict()
     if config.model.embed:
         # positives: own | all (equal pictures and captions of other examples are positives too, as ALBEF has it)
         config.objectives.contrastive = ConfigDict({**parts.contrastive(), "positives": "own"})

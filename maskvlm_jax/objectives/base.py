@@ -62,6 +62,8 @@ class Objective(nnx.Module):
     Attributes:
         views: what it reads of the context, by modality; these go through an encoder in one call.
         queue: pairs of earlier batches that it reads; 0 = none.
+        shares: arguments by which a part of it is built, an attribute of the same name; objectives that share one have
+            the first one's, with its moving average, and must be given the same argument.
         reads_auxiliary: it reads `ctx.auxiliary`, what blocks handed out in all passes of the others; it comes last.
         own_width: its decoder stands behind a dense layer, and need not be as wide as the model.
         choices: arguments that are one of a few words.
@@ -73,6 +75,7 @@ class Objective(nnx.Module):
 
     views: Views
     queue = 0
+    shares: ClassVar[tuple[str, ...]] = ()
     reads_auxiliary: ClassVar[bool] = False
     own_width: ClassVar[bool] = False
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}

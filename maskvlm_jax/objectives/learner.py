@@ -56,13 +56,15 @@ class Learner(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.vlm = VLM(**model, rngs=rngs)
-        built, weights = {}, {}
+        built, weights, parts = {}, {}, {}
         for label, arguments in sorted(objectives.items()):
             arguments = dict(arguments)
             name, weight = arguments.pop("name"), arguments.pop("weight")
             if weight:
-                built[label] = objective_class(name)(self.vlm, **arguments, shared=model["shared"], rngs=rngs)
-                weights[label] = float(weight)
+                own = objective_class(name)(self.vlm, **arguments, shared=model["shared"], rngs=rngs)
+                for part in own.shares:
+                    setattr(own, part, parts.setdefault(part, getattr(own, part)))
+                built[label], weights[label] = own, float(weight)
         self.objectives = nnx.Dict(built)
         self.weights = nnx.static(tuple(weights.items()))
         self.masked_patch_count, self.text_ratio = masked_patch_count, text_ratio

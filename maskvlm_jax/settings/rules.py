@@ -76,9 +76,13 @@ def check_lines(block: ConfigDict, name: str, keys: tuple[str, ...]) -> None:
 
 def _check_objectives(config: ConfigDict, active: Mapping[str, Any]) -> None:
     """What the objectives need of the model and of the training."""
-    model = config.model
+    model, owners = config.model, {}
     for label, kind in sorted(active.items()):
         objective = config.objectives[label]
+        for part in kind.shares:
+            first = owners.setdefault(part, label)
+            if objective.get(part) != config.objectives[first].get(part):
+                raise UserError(f"objectives.{first}.{part} and objectives.{label}.{part} are one part; set both alike")
         for key, choices in kind.choices.items():
             if key in objective:
                 _check_choice(objective, f"objectives.{label}.{key}", choices)
@@ -137,9 +141,9 @@ def _check_masker(config: ConfigDict) -> None:
         raise UserError("masking.masker reads a moving average of the model; set --config.optim.ema_decay=0.995")
     if config.model.fusion.kind == "none":
         raise UserError("masking.masker reads both modalities fused, and model.fusion.kind is none")
-    if config.masking.text_corruption != "mask":
+    if kind.hides_words and config.masking.text_corruption != "mask":
         raise UserError("masking.masker hides words by the mask token; set masking.text_corruption to mask")
-    if config.masking.whole_word:
+    if kind.hides_words and config.masking.whole_word:
         raise UserError("masking.masker hides single tokens; set masking.whole_word to False")
 
 

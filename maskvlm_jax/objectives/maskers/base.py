@@ -29,9 +29,11 @@ class Masker:
 
     Attributes:
         choices: options that are one of a few words.
+        hides_words: it chooses words too; where it does not, the host's corruption of them stays.
     """
 
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    hides_words: ClassVar[bool] = True
 
     def __call__(self, teacher: Context, key: jax.Array) -> Masks:
         """What is hidden of each example of the teacher's batch.
