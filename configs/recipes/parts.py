@@ -50,6 +50,16 @@ def momentum_contrastive(setting: Setting) -> dict:
     }
 
 
+def cross_decoder(config: ConfigDict, setting: Setting) -> ConfigDict:
+    """The decoder of masked pictures that is made of the blocks of a cross fusion."""
+    decoder = config.model.fusion.copy_and_resolve_references()
+    decoder.kind = decoder.block_kind
+    for name in ("block_kind", "streams"):
+        del decoder[name]
+    decoder.depth = setting.decoder_depth
+    return decoder
+
+
 def contrastive(weight: float = 1.0) -> dict:
     """The in-batch contrastive loss."""
     return {"name": "contrastive", "weight": weight}

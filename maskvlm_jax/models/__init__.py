@@ -8,7 +8,7 @@ Arrays of rank two and more carry their axes as a suffix of their name:
     A  layers of a stack T  attended sequence   E  shared embedding    F  values of one patch (p * p * 3)
     M  masked positions  U  visible positions   Q  pairs of a queue    G  alternatives of an example
     I T  pictures and captions of an evaluation set
-    J  experts           O  experts of a position                      W  hidden layer of an expert
+    J  experts; prototypes                     O  experts of a position   W  hidden layer of an expert
     Z  groups of R rows that go to one expert
 
 The output of a ViT has S = 1 + N positions, the class token first; that of an embedding for a single stream, and the

@@ -61,15 +61,16 @@ RANGES = {
     r"grouping\.(part|ranks)": SIZE,
     r"masker\.layer": COUNT_OR_AUTO,  # -1: the last
     r"experts\.layers": COUNT,
+    r"head\.(count|hidden|bottleneck)": SIZE,
     r"(train_limit|least|count)": COUNT,
     r"(candidates|most)": SIZE,
     r"answer_text\.length": Range(2, whole=True),  # start and end token
     r"quality": Range(1, 100, whole=True),
     r"pooling\.layers": Range(1, 2, whole=True),
     r"model\.temperature": Range(0.001, 0.5),  # where training keeps it, see models.vlm
-    r"(lr|temperature_rate|clip_norm|eps)": POSITIVE,
+    r"(lr|temperature_rate|clip_norm|eps|student_temperature|teacher_temperature)": POSITIVE,
     r"(encoder_lr|memory_gb|weight_decay|epochs|weight|hardness|init_std)": NOT_NEGATIVE,
-    r"(b1|b2|ema_decay|dropout)": BELOW_ONE,
+    r"(b1|b2|ema_decay|centre_decay|dropout)": BELOW_ONE,
     r"(image_ratio|text_ratio)": INSIDE_ONE,
     r"(light_ratio|final_ratio|alpha|ramp|max_missing|max_broken|modality_dropout)": SHARE,
     r"crop_scale": Range(0, 1, (False, True)),
