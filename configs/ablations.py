@@ -5,16 +5,18 @@
 Tables: losses (MaskVLM's Table 5), masking (its Table 6), ratios (its Table 7), data (its Table 4), recipes; negatives
 and weights, of the matching loss and of all losses; experts, of feed-forward layers (EVE); levels, of the layer that
 pixels are read behind (medical M3AE, Figure 2); pictures, of what is told of hidden patches and of how large pictures
-are (FastMIM), by linear probes; masks, of what is hidden (SyncMask).
+are (FastMIM), by linear probes; masks, of what is hidden (SyncMask);
+targets, of masked patches, and text, where it takes part in them (after SemMIM).
 """
 
 from ml_collections import ConfigDict
 
 from configs import common, data_sets
+from configs.recipes import parts
 
 LABELS = {"ITC": "contrastive", "ITM": "matching", "MLM": "masked_text", "MIM": "masked_image"}
 # Tables whose rows have the default run's budget on scenes.
-LONG = ("losses", "experts", "levels", "pictures", "masks")
+LONG = ("losses", "experts", "levels", "pictures", "masks", "targets", "text")
 RETRIEVAL = ("t2i_r1", "i2t_r1", "mean_recall", "rerank_t2i_r1", "rerank_i2t_r1", "rerank_mean_recall")
 RETRIEVAL += ("matching_auc", "match_t2i_r1", "match_i2t_r1", "match_mean_recall")
 PROBES = (
@@ -85,6 +87,19 @@ def _pictures(pixels: int, target: str = "hog", *more: str) -> list[str]:
     return [f"model.image.image_size={pixels}", f"objectives.masked_patches.target={target}", *more]
 
 
+def _target(label: str, weight: float = 1.0) -> list[str]:
+    """SemMIM's recipe with another objective of masked patches in the place of its two."""
+    weights = {"agreement": 0.0, "masked_prototype": 0.0} | {label: weight}
+    return [f"objectives.{label}.weight={weight}" for label, weight in weights.items()]
+
+
+def _text(*, fusion: bool = False, hardness: float = 1.0) -> list[str]:
+    """SemMIM's recipe with targets without text, masks by it of this hardness, and it read in the prediction or not."""
+    reads = ("fused" if fusion else "image", "image")
+    flags = [f"objectives.masked_prototype.{k}={v}" for k, v in zip(("prediction", "target"), reads, strict=True)]
+    return [*flags, f"masking.masker.hardness={hardness}"]
+
+
 _RECIPES = ("maskvlm", "mamo", "albef", "clip", "mlim", "m3ae")
 _TABLES = {
     "losses": [
@@ -139,6 +154,19 @@ _TABLES = {
         ("attended, drawn", "syncmask", []),
         ("attended, the highest", "syncmask", ["masking.masker.sampler=top"]),
         ("random", "syncmask", ["masking.masker={}"]),
+    ],
+    # The others keep the masks, the fusion and the other losses of the last row.
+    "targets": [
+        ("pixels", "semmim", _target("masked_image", parts.SHORT_PIXELS)),
+        ("features of the moving average", "semmim", _target("masked_feature")),
+        ("prototypes without agreement", "semmim", _target("masked_prototype")),
+        ("prototypes", "semmim", []),
+    ],
+    "text": [
+        ("none", "semmim", _text(hardness=0.0)),
+        ("masks", "semmim", _text()),
+        ("masks and prediction", "semmim", _text(fusion=True)),
+        ("masks, prediction and target", "semmim", []),
     ],
     "data": [
         (f"{recipe}, {limit:,} pictures", recipe, [f"data.limit={limit}"])

@@ -71,8 +71,8 @@ class PrototypeObjective(base.Objective):
         self, ctx: Context, student_BRD: jax.Array, teacher_BRD: jax.Array, valid_BR: jax.Array
     ) -> tuple[base.Terms, dict[str, jax.Array], dict[str, jax.Array]]:
         """What `__call__` returns, of vectors of the model and of its moving average, where `valid_BR`."""
-        raw_BRJ = jax.lax.stop_gradient(ctx.teacher_head(self).head(teacher_BRD))
-        target_BRJ = self.target(ctx, raw_BRJ)
+        raw_BRJ = ctx.teacher_head(self).head(teacher_BRD)
+        raw_BRJ, target_BRJ = jax.lax.stop_gradient((raw_BRJ, self.target(ctx, raw_BRJ)))
         loss_BR = distillation_loss(self.head(student_BRD) / self.student_temperature, target_BRJ)
         share_BRJ = jax.nn.softmax(target_BRJ)
         mean_J = jax.vmap(masked_mean, (2, None))(share_BRJ, valid_BR)
