@@ -76,6 +76,17 @@ def test_more_fields_leave_the_others_as_they_are(source, tokenizer):
     assert more["after"].shape == (32, 32, 3) and (more["after"] != more["image"]).any()
 
 
+def test_a_second_crop_is_drawn_anew_and_behind_all_else(source, tokenizer):
+    crop = {"second_crop": {"name": "picture", "key": "image"}}
+    plain, more, again = (drawn(config_with(fields), source, tokenizer) for fields in ({}, crop, crop))
+    for name, value in plain.items():
+        np.testing.assert_array_equal(more[name], value)
+    np.testing.assert_array_equal(more["second_crop"], again["second_crop"])
+    assert more["second_crop"].shape == more["image"].shape and (more["second_crop"] != more["image"]).any()
+    whole = read(source, tokenizer, crop)
+    np.testing.assert_array_equal(whole.of_picture["second_crop"][3], whole.images[3], "nothing is cropped there")
+
+
 def test_a_batch_has_the_shapes_that_were_told(source, tokenizer):
     config = config_with(MORE)
     example = drawn(config, source, tokenizer)
