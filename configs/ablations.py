@@ -5,8 +5,8 @@
 Tables: losses (MaskVLM's Table 5), masking (its Table 6), ratios (its Table 7), data (its Table 4), recipes; negatives
 and weights, of the matching loss and of all losses; experts, of feed-forward layers (EVE); levels, of the layer that
 pixels are read behind (medical M3AE, Figure 2); pictures, of what is told of hidden patches and of how large pictures
-are (FastMIM), by linear probes; masks, of what is hidden (after SyncMask); targets, of masked patches, and text, where it
-takes part in them (after SemMIM).
+are (FastMIM), by linear probes; masks, of what is hidden (after SyncMask); targets, of masked patches, and text, where
+it takes part in them (after SemMIM).
 """
 
 from ml_collections import ConfigDict

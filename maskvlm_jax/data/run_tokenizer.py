@@ -9,9 +9,8 @@ from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.sources.training_set import TrainingSet
 from maskvlm_jax.data.tokenizer import Tokenizer
 from maskvlm_jax.models.pretrained import encoders
-from maskvlm_jax.runtime import buckets, processes
+from maskvlm_jax.runtime import buckets, files, processes
 from maskvlm_jax.runtime.errors import UserError
-from maskvlm_jax.settings import upgrade
 
 
 def check(config: ConfigDict) -> None:
@@ -72,8 +71,8 @@ def _given(config: ConfigDict) -> str:
 
 def _reads_text(checkpoint: str) -> bool:
     """Whether the model of a workdir has learned what its tokens mean."""
-    path = buckets.folder(checkpoint) / "config.json"
-    return not path.is_file() or upgrade.read(path)["model"]["text"]["kind"] != "none"
+    path = buckets.folder(checkpoint) / "config.json"  # of any release: older ones know no such kind
+    return not path.is_file() or files.read_json(path)["model"]["text"].get("kind") != "none"
 
 
 def _check_fits(config: ConfigDict, tokenizer: Tokenizer) -> None:
