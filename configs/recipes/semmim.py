@@ -12,7 +12,7 @@ def recipe(config: ConfigDict, setting: parts.Setting) -> None:
     config.masking.masker = ConfigDict({"name": "text_guided", "by": "attention", "layer": 2, "hardness": 1.0})
     config.masking.image_cell, config.masking.image_ratio = 1, 0.5
     config.masking.text_ratio, config.masking.text_corruption = 0.15, "bert"
-    # Slow from the first step on, as DINO's: with one that follows the young model all pictures went to two prototypes.
+    # Slow from the first step on, as DINO's: with one that follows the young model pictures shared two prototypes.
     config.optim.ema_decay, config.optim.ema_ramp = 0.996, False
     # One head for both losses: a flag that changes it under one of them changes it under the other.
     head = {"count": 128, "hidden": 256, "bottleneck": 64} if setting.short else {}

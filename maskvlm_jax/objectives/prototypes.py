@@ -4,8 +4,8 @@
 
 P: cosines with prototypes, by one head for all objectives of this kind; P': by its moving average. The centre c goes
 from step to step, c ← m c + (1 − m) mean P'(x'), the mean over the whole batch: without it one prototype would in the
-end stand for everything. Nothing of q' has a gradient. Behind t batches m is at most t / (t + 1), so that c is of the
-size of what it centres from the first step on: from zero, as in the releases, all is one prototype before c is there.
+end stand for everything. Nothing of q' has a gradient. Behind t batches m is at most t / (t + 1): c is a mean from the
+first batch on, where the releases start from zero.
 """
 
 from collections.abc import Mapping
