@@ -1,5 +1,7 @@
 """Losses over prototypes are the naive ones; they share one head; nothing that teaches has a gradient."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,43 +77,79 @@ def by_hand(label, learner, teacher, pairs):
     return np.mean(losses), entropies, np.mean(raw, axis=0)
 
 
-def check(label, learner, teacher, pairs):
-    terms, metrics, seen = learner.objectives[label](context(learner, teacher), KEY)
-    loss, entropies, mean = by_hand(label, learner, teacher, pairs)
-    np.testing.assert_allclose(loss_of([terms])[0], loss, rtol=1e-4)
+def outputs(learner, teacher, batch):
+    """The loss, metrics and mean cosines of both objectives, and (student's, teacher's) vectors that they read."""
+    ctx, told = context(learner, teacher, batch), {}
+    for label, objective in learner.objectives.items():
+        terms, metrics, seen = objective(ctx, KEY)
+        told[label] = loss_of([terms])[0], metrics, seen["sum"] / seen["count"]
+    own, its = learner.context(batch), teacher.context(batch)
+    if learner.objectives["agreement"].between == "crops":
+        (a, b), (a_teacher, b_teacher) = (
+            [model.context(batch | {"image": image}).image("clean")[:, 0] for image in (batch["image"], batch[SECOND])]
+            for model in (learner, teacher)
+        )
+        tokens = jnp.concatenate([b, a]), jnp.concatenate([a_teacher, b_teacher])
+    else:
+        tokens = own.image("masked")[:, 0], its.image("clean")[:, 0]
+    masked = learner.objectives["masked_prototype"]
+    student = own.fuse_image("masked", "clean") if masked.prediction == "fused" else own.image("masked")
+    taught = its.fuse_image("clean", "clean") if masked.targets == "fused" else its.image("clean")
+    return told, {"agreement": tokens, "masked_prototype": (student, taught)}
+
+
+def compiled(learner, teacher):
+    """`outputs` of a batch, one program, compiled in the least time."""
+    (graphdef, params), (_, average) = split_model(learner), split_model(teacher)
+    merge = partial(nnx.merge, graphdef)
+    run = jax.jit(lambda params, average, batch: outputs(merge(params), merge(average), batch))
+    program = run.lower(params, average, BATCH).compile({"xla_backend_optimization_level": 0})
+    return lambda batch: program(params, average, batch)
+
+
+@pytest.fixture(scope="module")
+def run(learner, teacher):
+    return compiled(learner, teacher)
+
+
+def check(label, learner, teacher, run):
+    told, vectors = run(BATCH)
+    rows = [np.asarray(x) for x in vectors[label]]
+    if label == "masked_prototype":
+        places = [(b, n + 1) for b, n in np.argwhere(BATCH["image_masked"])]  # behind the class token
+        assert len(places) == toy.MASKED_PATCHES * len(BATCH["tokens"])
+        rows = [[x[place] for place in places] for x in rows]
+    loss, entropies, mean = by_hand(label, learner, teacher, list(zip(*rows, strict=True)))
+    found, metrics, seen = told[label]
+    np.testing.assert_allclose(found, loss, rtol=1e-4)
     np.testing.assert_allclose([metrics["entropy"], metrics["entropy_of_mean"]], entropies, rtol=1e-4)
-    np.testing.assert_allclose(seen["sum"] / seen["count"], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(seen, mean, rtol=1e-4, atol=1e-6)
 
 
-def test_agreement_of_two_crops_is_the_naive_one(learner, teacher):
-    first, second = BATCH, {**BATCH, "image": BATCH[SECOND]}
-    token = lambda model, batch: np.asarray(model.context(batch).image("clean")[:, 0])  # noqa: E731
-    (a, b), (a_teacher, b_teacher) = (
-        [token(model, batch) for batch in (first, second)] for model in (learner, teacher)
-    )
-    check("agreement", learner, teacher, [*zip(b, a_teacher, strict=True), *zip(a, b_teacher, strict=True)])
+@pytest.mark.parametrize("label", ["agreement", "masked_prototype"])
+def test_agreement_of_two_crops_and_masked_prototypes_are_the_naive_ones(learner, teacher, run, label):
+    check(label, learner, teacher, run)
 
 
-def test_agreement_of_the_masked_with_the_whole_picture_is_the_naive_one():
-    learner = learner_of("masks")
-    teacher = other(learner)
-    masked, whole = learner.context(BATCH).image("masked")[:, 0], teacher.context(BATCH).image("clean")[:, 0]
-    check("agreement", learner, teacher, list(zip(np.asarray(masked), np.asarray(whole), strict=True)))
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("prediction", "target"),
-    [("fused", "fused"), *(pytest.param(one, "image", marks=pytest.mark.slow) for one in ("fused", "image"))],
+    ("label", "options"),
+    [
+        ("agreement", {"between": "masks"}),
+        ("masked_prototype", {"target": "image"}),
+        ("masked_prototype", {"prediction": "image", "target": "image"}),
+    ],
 )
-def test_masked_prototypes_are_the_naive_ones(prediction, target):
-    learner = learner_of(prediction=prediction, target=target)
+def test_so_are_those_of_other_views_and_targets(label, options):
+    learner = learner_of(**options)
     teacher = other(learner)
-    own, its = learner.context(BATCH), teacher.context(BATCH)
-    student = own.fuse_image("masked", "clean") if prediction == "fused" else own.image("masked")
-    taught = its.fuse_image("clean", "clean") if target == "fused" else its.image("clean")
-    places = [(b, n + 1) for b, n in np.argwhere(BATCH["image_masked"])]  # behind the class token
-    assert len(places) == toy.MASKED_PATCHES * len(BATCH["tokens"])
-    check("masked_prototype", learner, teacher, [(np.asarray(student[p]), np.asarray(taught[p])) for p in places])
+    check(label, learner, teacher, compiled(learner, teacher))
+
+
+def test_another_caption_changes_the_target(run):
+    shuffled = BATCH | {name: np.roll(BATCH[name], 1, axis=0) for name in ("tokens", "token_valid")}
+    right, wrong = (run(batch)[1]["masked_prototype"][1] for batch in (BATCH, shuffled))
+    assert np.abs(right - wrong).max() > 1e-3
 
 
 def test_class_token_and_patches_have_one_head_and_so_has_the_moving_average(learner, teacher):
@@ -129,20 +167,10 @@ def test_the_uniform_distribution_is_as_far_from_every_target(learner, teacher):
     kernel = params["objectives"]["agreement"]["head"]["kernel"]
     params["objectives"]["agreement"]["head"]["kernel"] = jnp.broadcast_to(kernel[:, :1], kernel.shape)
     learner = nnx.merge(graphdef, params)
-    ctx = context(learner, teacher)
+    ctx, vectors = context(learner, teacher), np.random.default_rng(0).normal(size=(2, 2, 3, toy.WIDTH))
     for objective in learner.objectives.values():
-        np.testing.assert_allclose(objective(ctx, KEY)[0].value, np.log(PROTOTYPES), rtol=1e-5)
-
-
-@pytest.mark.parametrize("target", ["fused", pytest.param("image", marks=pytest.mark.slow)])
-def test_another_caption_changes_the_target_where_text_is_put_into_it(target):
-    learner = learner_of(target=target)
-    shuffled = BATCH | {name: np.roll(BATCH[name], 1, axis=0) for name in ("tokens", "token_valid")}
-    targets = [
-        learner.objectives["masked_prototype"].patches(context(learner, learner, batch))[1]
-        for batch in (BATCH, shuffled)
-    ]
-    assert (np.abs(np.subtract(*targets)).max() > 1e-3) == (target == "fused")
+        terms, _, _ = objective.distances(ctx, *vectors.astype(np.float32), np.ones((2, 3), bool))
+        np.testing.assert_allclose(terms.value, np.log(PROTOTYPES), rtol=1e-5)
 
 
 def test_what_teaches_has_no_gradient_and_all_that_is_read_has_one(learner, teacher):
@@ -152,8 +180,8 @@ def test_what_teaches_has_no_gradient_and_all_that_is_read_has_one(learner, teac
         model = nnx.merge(graphdef, params)
         return model(BATCH, KEY, teacher=nnx.merge(graphdef, average), kept=kept, progress=PROGRESS).loss
 
-    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(params, average, KEPT)
-    of_params, of_average, of_kept = compiled.compile({"xla_backend_optimization_level": 0})(params, average, KEPT)
+    program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(params, average, KEPT)
+    of_params, of_average, of_kept = program.compile({"xla_backend_optimization_level": 0})(params, average, KEPT)
     assert not any(np.any(x) for x in jax.tree.leaves((of_average, of_kept)))
     unread = ("vlm/image_projection", "vlm/text_projection", "vlm/temperature", "vlm/fusion/text_stream/")
     for path, gradient in toy.by_path(of_params).items():
