@@ -19,8 +19,6 @@ def recipe(config: ConfigDict, setting: parts.Setting) -> None:
     config.masking.text_ratio, config.masking.text_corruption = 0.15, "bert"
     if not setting.short:
         fusion.dropout = 0.1
-        # Fusion and heads learn at five times the rate of the encoders, which are read in.
-        config.optim.encoder_lr = config.optim.lr / 5
         config.optim.b2, config.optim.weight_decay = 0.98, 0.01
     config.objectives = ConfigDict(
         {

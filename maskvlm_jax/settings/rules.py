@@ -148,15 +148,15 @@ def _check_masker(config: ConfigDict) -> None:
 
 
 def _stacks(config: ConfigDict, *, joined: bool = False) -> dict[str, ConfigDict]:
-    """What describes a stack of blocks, or at least its width, by its key; those that are as wide as the model alone
-    where `joined`."""
+    """What describes a stack of blocks, or at least its width, by its key; where `joined` only those that are built and
+    must be as wide as the model."""
     parts = [name for name in ("image", "text", "fusion") if config.model[name].kind != "none"]
     found = {f"model.{name}": config.model[name] for name in parts}
-    own_width = {label for label, kind in active_objectives(config).items() if kind.own_width} if joined else ()
+    active = active_objectives(config) if joined else {}
     found |= {
         f"objectives.{label}.decoder": one.get("decoder", {})
         for label, one in config.objectives.items()
-        if label not in own_width
+        if not joined or (label in active and not active[label].own_width)
     }
     return {name: block for name, block in found.items() if "width" in block}
 

@@ -98,7 +98,7 @@ class FakeContext:
 
 
 def objective(**options) -> matching.Objective:
-    vlm = SimpleNamespace(text_encoder=SimpleNamespace(width=toy.WIDTH))
+    vlm = SimpleNamespace(text_encoder=SimpleNamespace(width=toy.WIDTH), pair_width=toy.WIDTH)
     return toy.randomised(lambda: matching.Objective(vlm, shared=toy.shared(), **options, rngs=nnx.Rngs(0)))
 
 
@@ -295,7 +295,7 @@ def test_what_training_never_moves_moves_no_score():
 
 
 def test_a_new_head_says_nothing():
-    vlm = SimpleNamespace(text_encoder=SimpleNamespace(width=toy.WIDTH))
+    vlm = SimpleNamespace(text_encoder=SimpleNamespace(width=toy.WIDTH), pair_width=toy.WIDTH)
     module = matching.Objective(vlm, shared=toy.shared(), rngs=nnx.Rngs(0))
     pairs = np.random.default_rng(3).normal(size=(6, toy.WIDTH))
     np.testing.assert_array_equal(module.log_odds(pairs), 0.0)

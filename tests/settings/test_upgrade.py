@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import pretrain, recipes
+from configs import pretrain
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import plain_values, upgrade
 
@@ -26,7 +26,8 @@ def format_1(recipe: str) -> dict:
     return config
 
 
-@pytest.mark.parametrize("recipe", recipes.RECIPES)
+# The recipes that there were.
+@pytest.mark.parametrize("recipe", ["maskvlm", "mamo", "mlim", "m3ae", "albef", "clip"])
 def test_an_older_config_has_every_key_of_this_release(recipe):
     now = plain_values.to_json(pretrain.get_config(f"recipe={recipe}"))
     before = upgrade.upgrade(format_1(recipe))
