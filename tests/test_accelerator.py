@@ -64,6 +64,7 @@ def measured(cli_environment, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_an_accelerators_numbers_are_held_against_a_cpus(measured):
     parts = ["numerics/reference", "numerics/bfloat16,default"]
     done, results = measured("--only", *parts)

@@ -192,6 +192,7 @@ def test_rerank_tells_every_k(benchmark, finished_run):
     assert len(rerank.table(result).splitlines()) == 7  # what was scored, a gap, two of head, none, two of k
 
 
+@pytest.mark.slow
 def test_serving_tells_speed_and_the_time_to_a_first_result(benchmark):
     export = ROOT / "tests" / "reference" / "exports" / "albef"
     process = benchmark("serving.py", export, "--pictures", 5, "--batch-size", 2, "--json")

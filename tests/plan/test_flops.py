@@ -92,7 +92,9 @@ MOMENTUM = {
 }
 
 
-@pytest.mark.parametrize("name", MOMENTUM)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "syncmask" else pytest.mark.slow) for name in MOMENTUM]
+)
 def test_flops_of_the_teacher_and_of_its_queue_are_those_of_the_traced_program(name):
     config = toy_config("recipe=syncmask", **MOMENTUM[name])
     parts = flops.flops_per_pair(config, BATCH_SIZE)

@@ -15,7 +15,9 @@ def config_of(**values):
 
 
 @pytest.mark.parametrize(
-    ("axes", "experts"), [((2, 2, 2), 4), pytest.param((4, 2, 1), 8, marks=pytest.mark.slow)], ids=str
+    ("axes", "experts"),
+    [pytest.param((2, 2, 2), 4, marks=pytest.mark.slow), pytest.param((4, 2, 1), 8, marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_eight_devices_give_the_losses_and_parameters_of_one(axes, experts):
     """Eight experts are sorted, on the rows of each device by themselves."""

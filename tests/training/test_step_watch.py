@@ -19,6 +19,7 @@ def test_one_negative_in_a_batch_is_enough(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_one_picture_has_no_wrong_one_beside_it_and_equal_captions_are_no_negatives(tmp_path, cli):
     root = pictures(tmp_path / "data", NAMES, {"train": NAMES[:8], "val": NAMES[8:9]}, captions="a dog")
     flags = toy_flags(data__root=str(root), data__captions="captions.csv")

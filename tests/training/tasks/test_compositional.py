@@ -110,6 +110,7 @@ def test_files_are_sugarcrepe_s_until_another_reader_is_named():
     )
 
 
+@pytest.mark.slow
 def test_the_command_scores_what_the_python_api_computes(cli, tmp_path):
     (tmp_path / "trained").mkdir()
     exports.make_workdir(tmp_path / "trained", toy_config())

@@ -19,6 +19,7 @@ for _label in ("shape", "colour"):
     QUICK |= {f"evals__linear_probe_{_label}__train_limit": 60, f"evals__linear_probe_{_label}__steps": 30}
 
 
+@pytest.mark.slow
 def test_the_command_tells_shape_and_colour(cli, tmp_path):
     (tmp_path / "trained").mkdir()
     exports.make_workdir(tmp_path / "trained", toy_config())

@@ -34,10 +34,8 @@ def trained(tmp_path_factory):
     return folder
 
 
-# The first covers the command; the others what is in their fields.
-@pytest.mark.parametrize(
-    "task", [pytest.param(task, marks=pytest.mark.slow if i else ()) for i, task in enumerate(METRICS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", METRICS)
 def test_a_task_is_trained_and_scored_and_scored_again(cli, trained, tmp_path, task):
     flags = [flag for flag in toy_flags(steps=3, evaluation__limit=16) if "decoder" not in flag]
     flags += [f"--config.checkpoint={trained}", *FLAGS]

@@ -54,10 +54,8 @@ def trained(config, mesh, stream, restarted=None):
         return jax.device_get(state), losses
 
 
-# The first has most fields; what the others add to the step is tested where it is written.
-@pytest.mark.parametrize(
-    "task", [pytest.param(task, marks=pytest.mark.slow if i else ()) for i, task in enumerate(TASKS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
 def test_a_task_is_trained_alike_on_eight_devices_and_bit_for_bit_after_a_restart(task, tmp_path):
     config = toy_config(f"task={task}", of=finetune)
     stream = list(batches(config, tmp_path, 4))
