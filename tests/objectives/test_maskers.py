@@ -29,7 +29,10 @@ def config_with(masker=MASKER, recipe="maskvlm", **values):
     return config
 
 
-@pytest.fixture(scope="module", params=["maskvlm", "albef", "mamo", "m3ae"])
+@pytest.fixture(
+    scope="module",
+    params=["maskvlm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("albef", "mamo")), "m3ae"],
+)
 def learner(request):
     config = config_with(recipe=request.param, **SIZES)
     return toy.randomised(lambda: Learner(**model_arguments(config), rngs=nnx.Rngs(0)))

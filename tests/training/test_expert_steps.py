@@ -14,11 +14,8 @@ def config_of(**values):
     return toy_config("recipe=eve", masking__image_cell=1, model__fusion__depth=3, **values)
 
 
-@pytest.mark.parametrize(
-    ("axes", "experts"),
-    [pytest.param((2, 2, 2), 4, marks=pytest.mark.slow), pytest.param((4, 2, 1), 8, marks=pytest.mark.slow)],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("axes", "experts"), [((2, 2, 2), 4), ((4, 2, 1), 8)], ids=str)
 def test_eight_devices_give_the_losses_and_parameters_of_one(axes, experts):
     """Eight experts are sorted, on the rows of each device by themselves."""
     config = config_of(model__fusion__experts__count=experts)
