@@ -20,7 +20,7 @@ from maskvlm_jax.evaluators.predictor import Functions, Predictor
 from maskvlm_jax.objectives.base import PredictsPixels, PredictsWords, ScoresPairs, TrainsEmbeddings, label_of
 from maskvlm_jax.objectives.matching import probability
 from maskvlm_jax.runtime import buckets, sharding
-from maskvlm_jax.serving import explaining, features, functions, ranking, rebuilding, telling, words
+from maskvlm_jax.serving import explaining, features, functions, naming, ranking, rebuilding, telling, words
 from maskvlm_jax.serving.pictures import OnError, Picture
 from maskvlm_jax.serving.runner import Arrays, Runner
 from maskvlm_jax.settings import rules
@@ -245,16 +245,15 @@ class Model(telling.Tells):
         """Probabilities of classes that are known by their names alone.
 
         Args:
-            templates: {} stands for the name; the vectors of all of them are averaged.
+            templates: {} stands for the name; the vectors of all of them are averaged, or the log-odds of matching
+                where there is no contrastive space.
         Returns:
             (n, c) float32, (c,) of one picture; rows sum to 1.
         """
-        for name, given in (("labels", labels), ("templates", templates)):
-            if isinstance(given, str) or not given:
-                raise ValueError(f"{name} is {given!r}; give a list of at least one")
-        if wrong := [template for template in templates if not prompts.is_template(template)]:
-            raise ValueError(f"the template {wrong[0]!r} must have {{}} once, for the name of the class")
-        vectors = prompts.class_vectors(self.encode_texts(prompts.prompts(labels, templates)), len(labels))
+        texts = naming.checked_prompts(labels, templates)
+        if self.matches and not self._predictor.offers(TrainsEmbeddings):
+            return softmax(naming.matched(self._runner, images, texts, len(labels)), axis=-1)
+        vectors = prompts.class_vectors(self.encode_texts(texts), len(labels))
         return softmax(self.encode_images(images, progress=progress) @ vectors.T / self.temperature, axis=-1)
 
     def fill_masks(self, image: Picture | None, text: str, *, k: int = 5) -> list[list[dict[str, Any]]]:

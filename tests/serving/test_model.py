@@ -18,6 +18,7 @@ from maskvlm_jax.serving.pictures import PictureError
 from maskvlm_jax.serving.runner import Runner
 from tests.conftest import toy_config
 from tests.reference import exporting as exports
+from tests.training.tasks.scored import without_contrast
 
 TEXTS = ["a red", "ride", "the end"]
 
@@ -160,6 +161,18 @@ def test_classes_by_their_names(model, scenes):
         model.classify(scenes, "red")
     with pytest.raises(ValueError, match=r"must have \{\} once"):
         model.classify(scenes, ["red"], templates=["a photo"])
+
+
+def test_classes_by_their_names_without_a_contrastive_space(scenes, tmp_path):
+    exports.make_workdir(tmp_path, without_contrast(toy_config()))
+    model, labels, templates = maskvlm_jax.load(tmp_path, batch_size=8), ["red", "blue", "ring"], ("a {}", "{} here")
+    found = model.classify(scenes[:3], labels, templates=templates)
+    matched = [[model.match(scene, [one.format(name) for one in templates]) for name in labels] for scene in scenes[:3]]
+    odds = np.array(matched, float)
+    # `match` corrects log-odds by a constant, which no share of classes sees.
+    odds = np.exp(np.mean(np.log(odds) - np.log1p(-odds), axis=2))
+    np.testing.assert_allclose(found, odds / odds.sum(axis=1, keepdims=True), rtol=1e-4)
+    np.testing.assert_allclose(model.classify(scenes[1], labels, templates=templates), found[1], rtol=1e-5)
 
 
 def test_features_are_those_of_the_encoders(model, golden):
