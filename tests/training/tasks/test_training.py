@@ -13,6 +13,7 @@ from maskvlm_jax.data import tokenizer as tokenizers
 from maskvlm_jax.data.batch import HOST_KEYS
 from maskvlm_jax.data.sources.opening import open_training_source
 from maskvlm_jax.runtime import sharding
+from maskvlm_jax.settings import rules
 from maskvlm_jax.training import build, train_step
 from maskvlm_jax.training.checkpoint import Checkpoints
 from maskvlm_jax.training.progress import Progress
@@ -57,7 +58,9 @@ def trained(config, mesh, stream, restarted=None):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_is_trained_alike_on_eight_devices_and_bit_for_bit_after_a_restart(task, tmp_path):
-    config = toy_config(f"task={task}", of=finetune)
+    decoder = {f"objectives__answers__decoder__{key}": value for key, value in (("width", 32), ("heads", 2))}
+    config = toy_config(f"task={task}", of=finetune, **(decoder if task == "vqa_text" else {}))
+    rules.check(config)
     stream = list(batches(config, tmp_path, 4))
     state, losses = trained(config, one_device(), stream)
     again, _ = trained(config, one_device(), stream, restarted=tmp_path / "checkpoints")
