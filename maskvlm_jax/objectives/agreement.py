@@ -40,7 +40,8 @@ class Objective(PrototypeObjective):
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> base.Needs:
         crops = arguments.get("between", "crops") == "crops"
-        return base.Needs(teacher=True, masked_pictures=not crops, fields=(SECOND,) if crops else ())
+        hidden = () if crops else ("token", "pixel", "drop", "left_out")
+        return base.Needs(teacher=True, masked_pictures=not crops, hidden=hidden, fields=(SECOND,) if crops else ())
 
     def __init__(self, vlm: VLM, *, between: str = "crops", rngs: nnx.Rngs, **options: Any):
         if vlm.image_encoder.class_token is None:

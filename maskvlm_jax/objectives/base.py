@@ -42,8 +42,9 @@ class Needs(NamedTuple):
 
     embedding: the contrastive space. fusion: both modalities fused; fused_patches: positions of the picture among them.
     masked_pictures: pictures of which patches are hidden. teacher: the moving average of the parameters. negatives:
-    other pairs in the batch. cell: pixels of a side of cells that patches are cut into; 0 = none. fields: labels of
-    `config.data.fields` whose arrays it reads of `ctx.batch`.
+    other pairs in the batch. cell: pixels of a side of cells that patches are cut into; 0 = none. hidden: the values of
+    `model.image.hidden` with which the image encoder's own masked view is what it reads; () = it reads none. fields:
+    labels of `config.data.fields` whose arrays it reads of `ctx.batch`.
     """
 
     embedding: bool = False
@@ -53,6 +54,7 @@ class Needs(NamedTuple):
     teacher: bool = False
     negatives: bool = False
     cell: int = 0
+    hidden: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
 
 

@@ -47,7 +47,7 @@ class Objective(base.Objective, base.PredictsPatches):
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> base.Needs:
         cell = arguments.get("cell", 8) if arguments.get("target", "hog") == "hog" else 0
-        return base.Needs(masked_pictures=True, cell=cell)
+        return base.Needs(masked_pictures=True, cell=cell, hidden=("token", "pixel", "drop"))
 
     def __init__(
         self,

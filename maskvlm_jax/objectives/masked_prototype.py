@@ -35,7 +35,9 @@ class Objective(PrototypeObjective):
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> base.Needs:
         fused = "fused" in (arguments.get("prediction", "fused"), arguments.get("target", "fused"))
-        return base.Needs(fusion=fused, fused_patches=fused, masked_pictures=True, teacher=True)
+        encoded = arguments.get("prediction", "fused") == "image"  # where a dropped patch would be a bare mask token
+        hidden = ("token", "pixel") if encoded else ()
+        return base.Needs(fusion=fused, fused_patches=fused, masked_pictures=True, teacher=True, hidden=hidden)
 
     def __init__(self, vlm: VLM, *, prediction: str = "fused", target: str = "fused", rngs: nnx.Rngs, **options: Any):
         super().__init__(vlm, **options, rngs=rngs)

@@ -146,7 +146,7 @@ def pictures(config: ConfigDict) -> int | None:
 
 
 def _useful_flops(config: ConfigDict, traced: float) -> float:
-    """Without what is computed twice, where it is known: of MaskVLM."""
+    """Without what is computed twice, where it is known, see `plan.flops`."""
     try:
         return 1e9 * config.batch_size * flops.train_flops_per_pair(config, config.batch_size)
     except UserError:

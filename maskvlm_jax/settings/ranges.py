@@ -75,6 +75,7 @@ RANGES = {
     r"(light_ratio|final_ratio|alpha|ramp|max_missing|max_broken|modality_dropout)": SHARE,
     r"crop_scale": Range(0, 1, (False, True)),
 }
+_PAIRS = ("ramp", "crop_scale", "ranks", "teacher_temperature")
 _ORDERED = ("ramp", "crop_scale", "ranks")  # pairs whose first must not be above the second
 
 
@@ -113,5 +114,8 @@ def check(values: Mapping[str, Any]) -> None:
             raise UserError(f"{key} is {shown}; give whole numbers")
         if any(isinstance(part, int) and part > LARGEST for part in parts):
             raise UserError(f"{key} is {shown}; give at most {LARGEST}")
-        if key.rsplit(".", 1)[-1] in _ORDERED and (len(parts) != 2 or parts[0] > parts[1]):
+        name = key.rsplit(".", 1)[-1]
+        if name in _PAIRS and len(parts) != 2:
+            raise UserError(f"{key} is {shown}; give two numbers{', the smaller first' * (name in _ORDERED)}")
+        if name in _ORDERED and parts[0] > parts[1]:
             raise UserError(f"{key} is {shown}; give two numbers, the smaller first")

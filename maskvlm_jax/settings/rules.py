@@ -96,6 +96,11 @@ def _check_objectives(config: ConfigDict, active: Mapping[str, Any]) -> None:
             raise UserError(
                 f"objectives.{label} reads masked pictures, and model.image.hidden is none; set it to token"
             )
+        if needs.hidden and model.image.hidden not in needs.hidden:
+            raise UserError(
+                f"objectives.{label} reads what the image encoder makes of masked pictures; set model.image.hidden to "
+                f"one of {', '.join(needs.hidden)}"
+            )
         if needs.cell and model.image.patch % needs.cell:
             raise UserError(
                 f"objectives.{label}.cell {needs.cell} does not divide model.image.patch {model.image.patch}; give one "
@@ -205,6 +210,9 @@ def _check_experts(fusion: ConfigDict) -> None:
 def _check_decoder(fusion: ConfigDict) -> None:
     """The decoder of a fusion has blocks, and heads that share its width."""
     decoder = {"heads": fusion.heads, "width": fusion.width, **fusion.decoder}
+    for key, choices in _BLOCK_CHOICES.items():
+        if key in fusion.decoder:
+            _check_choice(fusion.decoder, f"model.fusion.decoder.{key}", choices)
     if decoder["depth"] < 1:
         raise UserError(f"model.fusion.decoder.depth is {decoder['depth']}; give at least 1")
     if decoder["width"] % decoder["heads"]:

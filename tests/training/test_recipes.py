@@ -133,6 +133,13 @@ def test_every_grid_has_rows_that_can_be_told_apart(table):
         ("maskvlm", {"model__fusion__streams": "text"}, "set model.fusion.streams to both"),
         ("albef", {"model__fusion__streams": "txt"}, "choose among both, text"),
         ("m3ae", {"model__fusion__decoder__depth": 0}, "fusion.decoder.depth is 0"),
+        ("m3ae_med", {"model__fusion__decoder__norm": "none"}, "model.fusion.decoder.norm"),
+        ("semmim", {"objectives__agreement__teacher_temperature": (0.04,)}, "give two numbers"),
+        (
+            "semmim",
+            {"model__image__hidden": "drop", "objectives__masked_prototype__prediction": "image"},
+            "set model.image.hidden to one of token, pixel",
+        ),
         ("mlim", {"model__image__embedding": "cnn"}, "choose among patch, conv"),
         ("mlim", {"masking__light_ratio": 0.9}, "light_ratio 0.9 must not be above"),
         ("mlim", {"model__image__hidden": "pixel"}, "hidden=pixel is a colour and model.shared_mask a word"),
