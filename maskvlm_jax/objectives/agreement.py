@@ -19,7 +19,6 @@ from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives import base
 from maskvlm_jax.objectives.context import Context
 from maskvlm_jax.objectives.prototypes import PrototypeObjective
-from maskvlm_jax.runtime.errors import UserError
 
 SECOND = "second_crop"  # the label of the field that holds another crop
 
@@ -41,11 +40,10 @@ class Objective(PrototypeObjective):
     def needs(cls, arguments: Mapping[str, Any]) -> base.Needs:
         crops = arguments.get("between", "crops") == "crops"
         hidden = () if crops else ("token", "pixel", "drop", "left_out")
-        return base.Needs(teacher=True, masked_pictures=not crops, hidden=hidden, fields=(SECOND,) if crops else ())
+        fields = (SECOND,) if crops else ()
+        return base.Needs(teacher=True, masked_pictures=not crops, hidden=hidden, class_token=True, fields=fields)
 
     def __init__(self, vlm: VLM, *, between: str = "crops", rngs: nnx.Rngs, **options: Any):
-        if vlm.image_encoder.class_token is None:
-            raise UserError("the objective agreement reads the class token; set model.image.class_token to True")
         super().__init__(vlm, **options, rngs=rngs)
         self.between = between
         self.views = {"image": frozenset({"clean" if between == "crops" else "masked"}), "text": frozenset()}

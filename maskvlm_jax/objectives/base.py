@@ -38,13 +38,13 @@ class Terms(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What an objective needs of the model and of the training.
+    """What an objective, or a masker, needs of the model and of the training.
 
     embedding: the contrastive space. fusion: both modalities fused; fused_patches: positions of the picture among them.
     masked_pictures: pictures of which patches are hidden. teacher: the moving average of the parameters. negatives:
     other pairs in the batch. cell: pixels of a side of cells that patches are cut into; 0 = none. hidden: the values of
     `model.image.hidden` with which the image encoder's own masked view is what it reads; () = it reads none. fields:
-    labels of `config.data.fields` whose arrays it reads of `ctx.batch`.
+    labels of `config.data.fields` whose arrays it reads of `ctx.batch`. class_token: that of the image encoder.
     """
 
     embedding: bool = False
@@ -56,6 +56,7 @@ class Needs(NamedTuple):
     cell: int = 0
     hidden: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
+    class_token: bool = False
 
 
 class Objective(nnx.Module):
@@ -95,7 +96,10 @@ class Objective(nnx.Module):
         raise NotImplementedError
 
     def first_kept(self) -> dict[str, jax.Array]:
-        """What it keeps from step to step beside its parameters, before the first step; {} = nothing."""
+        """What it keeps from step to step beside its parameters, before the first step; {} = nothing.
+
+        It is part of a checkpoint, not of the model: a run that starts from another's model begins with this.
+        """
         return {}
 
     def kept(self, ctx: Context) -> Mapping[str, jax.Array]:

@@ -15,7 +15,8 @@ from maskvlm_jax.objectives.context import Context, Views
 from maskvlm_jax.objectives.feature_queue import Queue, make_queue, push
 from maskvlm_jax.objectives.full_batch import FullBatch
 from maskvlm_jax.objectives.maskers import base as maskers
-from maskvlm_jax.settings.rules import masker_class, objective_class
+from maskvlm_jax.settings.needs import masker_class
+from maskvlm_jax.settings.rules import objective_class
 
 CLEAN: Views = {"image": frozenset({"clean"}), "text": frozenset({"clean"})}
 
@@ -56,15 +57,17 @@ class Learner(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.vlm = VLM(**model, rngs=rngs)
-        built, weights, parts = {}, {}, {}
+        built, weights, common = {}, {}, {}
         for label, arguments in sorted(objectives.items()):
             arguments = dict(arguments)
             name, weight = arguments.pop("name"), arguments.pop("weight")
             if weight:
                 own = objective_class(name)(self.vlm, **arguments, shared=model["shared"], rngs=rngs)
                 for part in own.shares:
-                    setattr(own, part, parts.setdefault(part, getattr(own, part)))
+                    setattr(own, part, common.setdefault(part, getattr(own, part)))
                 built[label], weights[label] = own, float(weight)
+        # Found before `objectives`, by their names: what is shared is not stored under the label of one that shares it.
+        self.common = nnx.Dict(common)
         self.objectives = nnx.Dict(built)
         self.weights = nnx.static(tuple(weights.items()))
         self.masked_patch_count, self.text_ratio = masked_patch_count, text_ratio

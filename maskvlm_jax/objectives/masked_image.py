@@ -17,7 +17,7 @@ from flax import nnx
 from maskvlm_jax.models.attention import First, with_even_length
 from maskvlm_jax.models.block import BlockSpec
 from maskvlm_jax.models.cross import CrossStack
-from maskvlm_jax.models.layers import Dense, Positions
+from maskvlm_jax.models.layers import Dense, Positions, take
 from maskvlm_jax.models.vision import patchify
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives import base
@@ -26,7 +26,7 @@ from maskvlm_jax.objectives.context import Context
 
 def masked_patch_target(image_BYXC: jax.Array, ids_BM: jax.Array, patch: int) -> jax.Array:
     """target_BMF: the pixels of the patches `ids_BM`."""
-    return jnp.take_along_axis(patchify(image_BYXC, patch), ids_BM[:, :, None], axis=1)
+    return take(patchify(image_BYXC, patch), ids_BM)
 
 
 def masked_pixel_loss(pred_BMF: jax.Array, target_BMF: jax.Array, *, norm: str) -> jax.Array:

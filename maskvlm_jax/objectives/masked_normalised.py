@@ -19,7 +19,7 @@ from maskvlm_jax.models.vision import patchify
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives import base
 from maskvlm_jax.objectives.context import Context
-from maskvlm_jax.objectives.masked_image import masked_pixel_loss
+from maskvlm_jax.objectives.masked_image import masked_patch_target, masked_pixel_loss
 
 EPS = 1e-6  # added to the variance of a patch
 
@@ -81,7 +81,7 @@ class Objective(base.Objective, base.PredictsPixels):
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[base.Terms, dict[str, jax.Array]]:
         positions = ctx.masked_patches
-        target_BMF = normalised_patches(take(patchify(ctx.pixels_BYXC, self.patch), positions.ids_BM))
+        target_BMF = normalised_patches(masked_patch_target(ctx.pixels_BYXC, positions.ids_BM, self.patch))
         return base.Terms(masked_pixel_loss(self._normalised(ctx), target_BMF, norm="l2"), positions.valid_BM), {}
 
     def _normalised(self, ctx: Context) -> jax.Array:

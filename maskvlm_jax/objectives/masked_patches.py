@@ -12,18 +12,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from maskvlm_jax.models.attention import with_even_length
 from maskvlm_jax.models.block import BlockSpec
 from maskvlm_jax.models.joint import JointStack
-from maskvlm_jax.models.layers import Dense, Positions
-from maskvlm_jax.models.vision import patchify
+from maskvlm_jax.models.layers import Dense, Positions, take
 from maskvlm_jax.models.vlm import VLM
 from maskvlm_jax.objectives import base, hog
 from maskvlm_jax.objectives.context import Context
-from maskvlm_jax.objectives.masked_image import masked_pixel_loss
+from maskvlm_jax.objectives.masked_image import masked_patch_target, masked_pixel_loss
 
 
 class Objective(base.Objective, base.PredictsPatches):
@@ -80,10 +78,9 @@ class Objective(base.Objective, base.PredictsPatches):
     def target(self, ctx: Context) -> jax.Array:
         ids_BM = ctx.masked_patches.ids_BM
         if self.kind == "pixels":
-            target_BNF = patchify(ctx.pixels_BYXC, self.patch)
-        else:  # of the 8-bit pixels: where `least` is 0 the same as of normalised ones, but for their rounding
-            target_BNF = hog.of_patches(ctx.batch["image"], patch=self.patch, cell=self.cell, least=self.least)
-        return jnp.take_along_axis(target_BNF, ids_BM[:, :, None], axis=1)
+            return masked_patch_target(ctx.pixels_BYXC, ids_BM, self.patch)
+        # Of the 8-bit pixels: where `least` is 0 the same as of normalised ones, but for their rounding.
+        return take(hog.of_patches(ctx.batch["image"], patch=self.patch, cell=self.cell, least=self.least), ids_BM)
 
     def __call__(self, ctx: Context, key: jax.Array) -> tuple[base.Terms, dict[str, jax.Array]]:
         pred_BMF, positions = self.predict(ctx)

@@ -1,6 +1,5 @@
 """What a config must satisfy, checked before anything is allocated."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ from ml_collections import ConfigDict
 
 from maskvlm_jax.runtime import plugins
 from maskvlm_jax.runtime.errors import UserError
-from maskvlm_jax.settings import plain_values, ranges
+from maskvlm_jax.settings import needs, plain_values, ranges
 
 
 def check(config: ConfigDict) -> None:
@@ -27,7 +26,7 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"masking.image_cell {config.masking.image_cell} does not divide the {grid} x {grid} grid of patches"
         )
-    check_lines(config.data.fields, "data.fields", ("name",))
+    ranges.check_lines(config.data.fields, "data.fields", ("name",))
     _check_blocks(config)
     _check_fusion(config)
     if config.evaluation.weights == "ema" and not config.optim.ema_decay:
@@ -35,8 +34,8 @@ def check(config: ConfigDict) -> None:
     active = active_objectives(config)
     if not active:
         raise UserError("every objective has weight 0: nothing to train")
-    _check_objectives(config, active)
-    _check_masker(config)
+    needs.check_objectives(config, active)
+    needs.check_masker(config)
 
 
 def objective_class(name: str) -> Any:
@@ -55,101 +54,8 @@ _BLOCK_CHOICES = {"norm": ("pre", "post"), "activation": ("gelu", "gelu_tanh", "
 
 def active_objectives(config: ConfigDict) -> dict[str, Any]:
     """label -> class of every objective that has a weight."""
-    check_lines(config.objectives, "objectives", ("name", "weight"))
+    ranges.check_lines(config.objectives, "objectives", ("name", "weight"))
     return {label: objective_class(one.name) for label, one in config.objectives.items() if one.weight}
-
-
-def check_lines(block: ConfigDict, name: str, keys: tuple[str, ...]) -> None:
-    """Every line of a block of parts by name gives what a line must give.
-
-    Raises:
-        UserError: naming the line and what it lacks.
-    """
-    for label, one in block.items():
-        if not isinstance(one, ConfigDict) or not isinstance(one.get("name", ""), str):
-            shown = one.to_dict() if isinstance(one, ConfigDict) else one
-            raise UserError(f"{name}.{label} is {shown!r}; give a block with {', '.join(keys)}")
-        lacking = [key for key in keys if key not in one]
-        if lacking:
-            raise UserError(f"{name}.{label} has no {' and no '.join(lacking)}; give {', '.join(keys)}")
-
-
-def _check_objectives(config: ConfigDict, active: Mapping[str, Any]) -> None:
-    """What the objectives need of the model and of the training."""
-    model, owners = config.model, {}
-    for label, kind in sorted(active.items()):
-        objective = config.objectives[label]
-        for part in kind.shares:
-            first = owners.setdefault(part, label)
-            if objective.get(part) != config.objectives[first].get(part):
-                raise UserError(f"objectives.{first}.{part} and objectives.{label}.{part} are one part; set both alike")
-        for key, choices in kind.choices.items():
-            if key in objective:
-                _check_choice(objective, f"objectives.{label}.{key}", choices)
-        needs = kind.needs(objective)
-        if needs.embedding and not model.embed:
-            raise UserError(
-                f"objectives.{label} needs a contrastive space, and model.embed is 0; leave it out"
-                + (", or set its negatives to random" if "negatives" in objective else "")
-            )
-        if needs.masked_pictures and model.image.hidden == "none":
-            raise UserError(
-                f"objectives.{label} reads masked pictures, and model.image.hidden is none; set it to token"
-            )
-        if needs.hidden and model.image.hidden not in needs.hidden:
-            raise UserError(
-                f"objectives.{label} reads what the image encoder makes of masked pictures; set model.image.hidden to "
-                f"one of {', '.join(needs.hidden)}"
-            )
-        if needs.cell and model.image.patch % needs.cell:
-            raise UserError(
-                f"objectives.{label}.cell {needs.cell} does not divide model.image.patch {model.image.patch}; give one "
-                f"that does, such as {math.gcd(needs.cell, model.image.patch)}"
-            )
-        if needs.fused_patches and model.fusion.get("streams") == "text":
-            raise UserError(f"objectives.{label} reads fused patches; set model.fusion.streams to both")
-        if needs.fusion and model.fusion.kind == "none":
-            raise UserError(f"objectives.{label} reads both modalities fused, and model.fusion.kind is none")
-        if lacking := [field for field in needs.fields if field not in config.data.fields]:
-            raise UserError(f"objectives.{label} reads {lacking[0]} of each example; give data.fields.{lacking[0]}")
-        if needs.teacher and not config.optim.ema_decay:
-            raise UserError(
-                f"objectives.{label} reads a moving average of the model; set --config.optim.ema_decay=0.995"
-            )
-
-
-def masker_class(name: str) -> Any:
-    """The class of `maskvlm_jax/objectives/maskers/NAME.py`, or of the file that `name` is the path of.
-
-    Raises:
-        UserError: there is none.
-    """
-    return plugins.load("maskvlm_jax.objectives.maskers", name, "Masker", "masker")
-
-
-def _check_masker(config: ConfigDict) -> None:
-    """What masks that are drawn on the device need."""
-    masker = config.masking.masker
-    if not masker:
-        return
-    check_lines(ConfigDict({"masker": masker}), "masking", ("name",))
-    options = {key: value for key, value in masker.items() if key != "name"}
-    kind = masker_class(masker.name)
-    for key, choices in kind.choices.items():
-        if key in masker:
-            _check_choice(masker, f"masking.masker.{key}", choices)
-    try:
-        kind(**options)
-    except TypeError as error:
-        raise UserError(f"masking.masker: {error}") from error
-    if not config.optim.ema_decay:
-        raise UserError("masking.masker reads a moving average of the model; set --config.optim.ema_decay=0.995")
-    if config.model.fusion.kind == "none":
-        raise UserError("masking.masker reads both modalities fused, and model.fusion.kind is none")
-    if kind.hides_words and config.masking.text_corruption != "mask":
-        raise UserError("masking.masker hides words by the mask token; set masking.text_corruption to mask")
-    if kind.hides_words and config.masking.whole_word:
-        raise UserError("masking.masker hides single tokens; set masking.whole_word to False")
 
 
 def _stacks(config: ConfigDict, *, joined: bool = False) -> dict[str, ConfigDict]:
@@ -200,7 +106,7 @@ def _check_kind(name: str, block: ConfigDict, parts: Mapping[str, str]) -> None:
 def _check_experts(fusion: ConfigDict) -> None:
     """Routed blocks are no more than all blocks, and chosen experts no more than all experts."""
     experts = fusion.experts
-    _check_choice(experts, "model.fusion.experts.lower", ("modality", "shared"))
+    ranges.check_choice(experts, "model.fusion.experts.lower", ("modality", "shared"))
     if experts.layers > fusion.depth:
         raise UserError(f"model.fusion.experts.layers {experts.layers} is more than model.fusion.depth {fusion.depth}")
     if experts.top > experts.count:
@@ -212,7 +118,7 @@ def _check_decoder(fusion: ConfigDict) -> None:
     decoder = {"heads": fusion.heads, "width": fusion.width, **fusion.decoder}
     for key, choices in _BLOCK_CHOICES.items():
         if key in fusion.decoder:
-            _check_choice(fusion.decoder, f"model.fusion.decoder.{key}", choices)
+            ranges.check_choice(fusion.decoder, f"model.fusion.decoder.{key}", choices)
     if decoder["depth"] < 1:
         raise UserError(f"model.fusion.decoder.depth is {decoder['depth']}; give at least 1")
     if decoder["width"] % decoder["heads"]:
@@ -263,10 +169,10 @@ def _check_fusion(config: ConfigDict) -> None:
 def _check_choices(config: ConfigDict) -> None:
     """Values that are one of a few words."""
     image, fusion = config.model.image, config.model.fusion
-    _check_choice(config.masking, "masking.text_corruption", ("mask", "bert"))
-    _check_choice(config.masking, "masking.policy", ("independent", "modality_aware"))
-    _check_choice(image, "model.image.hidden", ("token", "pixel", "drop", "left_out", "drop_in_fusion", "none"))
-    _check_choice(fusion, "model.fusion.kind", ("cross", "co", "joint", *_DROPPING, "none"))
+    ranges.check_choice(config.masking, "masking.text_corruption", ("mask", "bert"))
+    ranges.check_choice(config.masking, "masking.policy", ("independent", "modality_aware"))
+    ranges.check_choice(image, "model.image.hidden", ("token", "pixel", "drop", "left_out", "drop_in_fusion", "none"))
+    ranges.check_choice(fusion, "model.fusion.kind", ("cross", "co", "joint", *_DROPPING, "none"))
     for block, key, choices in (
         (fusion, "model.fusion.streams", ("both", "text")),
         (image, "model.image.embedding", ("patch", "conv")),
@@ -277,18 +183,12 @@ def _check_choices(config: ConfigDict) -> None:
         ),
     ):
         if key.rsplit(".", 1)[1] in block:
-            _check_choice(block, key, choices)
-    _check_choice(config.data, "data.clean", ("none", "albef"))
-    _check_choice(config.evaluation, "evaluation.rerank_score", ("auto", "itm", "itm+itc", "itm+cosine"))
-    _check_choice(config.evaluation, "evaluation.weights", ("params", "ema"))
+            ranges.check_choice(block, key, choices)
+    ranges.check_choice(config.data, "data.clean", ("none", "albef"))
+    ranges.check_choice(config.evaluation, "evaluation.rerank_score", ("auto", "itm", "itm+itc", "itm+cosine"))
+    ranges.check_choice(config.evaluation, "evaluation.weights", ("params", "ema"))
     for modality in ("image", "text"):
-        _check_choice(config.model.pooling, f"model.pooling.{modality}", _POOLED)
-    _check_choice(config.model, "model.temperature_scale", ("log", "linear"))
-    _check_choice(config.model.shared, "model.shared.remat", ("none", "dots", "full"))
-    _check_choice(config.model.shared, "model.shared.dtype", ("auto", "float32", "bfloat16"))
-
-
-def _check_choice(block: ConfigDict, name: str, allowed: tuple[str, ...]) -> None:
-    value = block[name.rsplit(".", 1)[1]]
-    if value not in allowed:
-        raise UserError(f"{name} is {value!r}; choose among {', '.join(allowed)}")
+        ranges.check_choice(config.model.pooling, f"model.pooling.{modality}", _POOLED)
+    ranges.check_choice(config.model, "model.temperature_scale", ("log", "linear"))
+    ranges.check_choice(config.model.shared, "model.shared.remat", ("none", "dots", "full"))
+    ranges.check_choice(config.model.shared, "model.shared.dtype", ("auto", "float32", "bfloat16"))

@@ -154,8 +154,13 @@ def _initial_params(config: ConfigDict, params: Any, abstract: Any) -> Any:
     shared = {label: head for label, head in heads.items() if _same_head(own[label], trained.get(label))}
     for label in sorted(heads.keys() - shared.keys()):
         print(f"objectives.{label} has no head of its kind in {folder}: it starts from new parameters")
+    parts = abstract.get("common", {})
+    common = {name: part for name, part in parts.items() if _same_part(name, own, trained)}
+    for name in sorted(parts.keys() - common.keys()):
+        print(f"{folder} has no {name} of its kind that objectives share: it starts from new parameters")
     vlm = _that_both_have(config, abstract["vlm"], theirs["model"], folder)
-    wanted = {"vlm": vlm, **({"objectives": shared} if shared else {})}
+    wanted = {"vlm": vlm, "objectives": shared, "common": common}
+    wanted = {name: part for name, part in wanted.items() if part}
     checkpoints, step = checkpoint.open_run(folder, config.checkpoint_step)
     grid = theirs["model"]["image"]["image_size"] // config.model.image.patch
     loaded = checkpoints.load_params(step, map_by_path(partial(_of_grid, config, grid), wanted), part=True)
@@ -167,7 +172,8 @@ def _initial_params(config: ConfigDict, params: Any, abstract: Any) -> Any:
     for label in heads.keys() - shared.keys():
         copied = configs.objective_class(own[label]["name"]).starts_from
         merged[label] = _with_copies(label, merged[label], vlm, copied)
-    return {"vlm": vlm, **({"objectives": merged} if merged else {})}
+    merged = {"vlm": vlm, "objectives": merged, "common": params.get("common", {}) | loaded.get("common", {})}
+    return {name: part for name, part in merged.items() if part}
 
 
 def _with_copies(label: str, head: dict[str, Any], vlm: dict[str, Any], copied: Mapping[str, str]) -> dict[str, Any]:
@@ -240,3 +246,12 @@ def _same_head(own: dict[str, Any], trained: dict[str, Any] | None) -> bool:
     free = ("weight", *configs.objective_class(own["name"]).training_arguments)
     kinds = ({key: value for key, value in x.items() if key not in free} for x in (own, trained))
     return plain_values.flatten(next(kinds)) == plain_values.flatten(next(kinds))
+
+
+def _same_part(name: str, own: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
+    """Whether what objectives share under a name is built alike in two configs, and trained in both."""
+    kinds = []
+    for objectives in (own, trained):
+        active = (one for one in objectives.values() if one["weight"])
+        kinds += [one[name] for one in active if name in configs.objective_class(one["name"]).shares][:1]
+    return len(kinds) == 2 and plain_values.flatten(kinds[0]) == plain_values.flatten(kinds[1])

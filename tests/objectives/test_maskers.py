@@ -1,5 +1,7 @@
 """Masks that are chosen on the device by what the teacher attends to."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,3 +213,16 @@ def test_what_does_not_go_with_it_is_refused(masker, values, message):
         config.masking.masker = masker
     with pytest.raises(UserError, match=message):
         rules.check(config)
+
+
+def test_what_reads_no_attention_needs_no_fusion():
+    config = toy_config("recipe=clip", optim__ema_decay=0.9)
+    for name, options, refused in (
+        ("attended", {}, True),
+        ("text_guided", {"by": "attention"}, True),
+        ("text_guided", {"by": "cosine"}, False),
+    ):
+        with config.unlocked():
+            config.masking.masker = {"name": name, **options}
+        with pytest.raises(UserError, match="reads both modalities fused") if refused else contextlib.nullcontext():
+            rules.check(config)

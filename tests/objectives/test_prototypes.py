@@ -156,7 +156,7 @@ def test_class_token_and_patches_have_one_head_and_so_has_the_moving_average(lea
     for model in (learner, teacher):
         assert model.objectives["agreement"].head is model.objectives["masked_prototype"].head
     heads = [path for path in toy.by_path(split_model(learner)[1]) if "/head/" in path]
-    assert len(heads) == 7 and all(path.startswith("objectives/agreement/head/") for path in heads)
+    assert len(heads) == 7 and all(path.startswith("common/head/") for path in heads)
     ctx = context(learner, teacher)
     assert ctx.teacher_head(learner.objectives["masked_prototype"]).head is teacher.objectives["agreement"].head
 
@@ -164,8 +164,8 @@ def test_class_token_and_patches_have_one_head_and_so_has_the_moving_average(lea
 def test_the_uniform_distribution_is_as_far_from_every_target(learner, teacher):
     """H(q', q) = log J where q is uniform: here where all prototypes are one."""
     graphdef, params = split_model(learner)
-    kernel = params["objectives"]["agreement"]["head"]["kernel"]
-    params["objectives"]["agreement"]["head"]["kernel"] = jnp.broadcast_to(kernel[:, :1], kernel.shape)
+    kernel = params["common"]["head"]["kernel"]
+    params["common"]["head"]["kernel"] = jnp.broadcast_to(kernel[:, :1], kernel.shape)
     learner = nnx.merge(graphdef, params)
     ctx, vectors = context(learner, teacher), np.random.default_rng(0).normal(size=(2, 2, 3, toy.WIDTH))
     for objective in learner.objectives.values():

@@ -92,6 +92,32 @@ def test_a_fusion_that_is_there_stays_as_it_is(tmp_path):
         initial_state.check(config)
 
 
+@pytest.mark.parametrize("without", ["old", "new"])
+def test_a_head_that_losses_share_goes_on_whichever_of_them_are_trained(without, tmp_path, capsys):
+    (tmp_path / "old").mkdir()
+    fewer = {"objectives__agreement__weight": 0.0}
+    exports.make_workdir(tmp_path / "old", toy_config("recipe=semmim", **(fewer if without == "old" else {})))
+    values = {"checkpoint": str(tmp_path / "old"), **(fewer if without == "new" else {})}
+    found, before = (
+        started(toy_config("recipe=semmim", **values), tmp_path / "new", one_device()),
+        stored(tmp_path / "old"),
+    )
+    assert found.keys() == before.keys() and any(path.startswith("common/head/") for path in found)
+    for path, value in before.items():
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
+    assert "new parameters" not in capsys.readouterr().out
+
+
+def test_a_shared_head_of_another_size_is_a_new_one(tmp_path, capsys):
+    (tmp_path / "old").mkdir()
+    exports.make_workdir(tmp_path / "old", toy_config("recipe=semmim"))
+    sizes = {f"objectives__{label}__head__count": 9 for label in ("agreement", "masked_prototype")}
+    config = toy_config("recipe=semmim", checkpoint=str(tmp_path / "old"), **sizes)
+    found, before = started(config, tmp_path / "new", one_device()), stored(tmp_path / "old")
+    assert found["common/head/kernel"].shape[1] == 9 != before["common/head/kernel"].shape[1]
+    assert f"{tmp_path}/old has no head of its kind that objectives share" in capsys.readouterr().out
+
+
 def test_what_a_part_of_a_checkpoint_lacks_is_named(tmp_path):
     exports.make_workdir(tmp_path, toy_config("recipe=clip"))
     checkpoints = Checkpoints(tmp_path / "checkpoints", writable=False)

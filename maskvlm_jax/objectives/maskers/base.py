@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maskvlm_jax.objectives.base import Needs
 from maskvlm_jax.objectives.context import Context
 
 
@@ -34,6 +35,10 @@ class Masker:
 
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     hides_words: ClassVar[bool] = True
+
+    def needs(self) -> Needs:
+        """What it needs, with its options."""
+        return Needs(teacher=True, fusion=True)
 
     def __call__(self, teacher: Context, key: jax.Array) -> Masks:
         """What is hidden of each example of the teacher's batch.

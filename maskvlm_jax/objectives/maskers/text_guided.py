@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from maskvlm_jax.models.vlm import normalize
+from maskvlm_jax.objectives.base import Needs
 from maskvlm_jax.objectives.context import Context
 from maskvlm_jax.objectives.maskers import base
 
@@ -38,6 +39,9 @@ class Masker(base.Masker):
     by: str = "attention"
     layer: int = 2
     hardness: float = 1.0
+
+    def needs(self) -> Needs:
+        return Needs(teacher=True, fusion=self.by == "attention")
 
     def __call__(self, teacher: Context, key: jax.Array) -> base.Masks:
         score_BN = self._attention(teacher) if self.by == "attention" else self._cosine(teacher)
