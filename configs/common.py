@@ -145,11 +145,14 @@ def set_size(config: ConfigDict, name: str) -> None:
     config.model.embed = size.embed
     # What becomes a vector of it: first (class or start token) | mean (of patches, of words) | both | attention
     # (of learned queries) | first+attention; by 1 or 2 layers.
-    config.model.pooling = ConfigDict({"image": "first", "text": "first", "layers": 1})
+    # dropout: of the hidden units between two; centred: centres are subtracted first, which start from means.
+    config.model.pooling = ConfigDict(
+        {"image": "first", "text": "first", "layers": 1, "dropout": 0.0, "centred": False}
+    )
     if name == "encoders":
         # Sentence encoders are made for the mean of their words. Which of DINOv2's patches
         # count is learned.
-        config.model.pooling = ConfigDict({"image": "first+attention", "text": "mean", "layers": 2})
+        config.model.pooling.update({"image": "first+attention", "text": "mean", "layers": 2})
     config.model.temperature = 0.07  # initial; learned. The paper does not say; ALBEF's.
     config.model.temperature_scale = "log"  # what is learned: log (CLIP) | linear (ALBEF)
     config.model.shared = ConfigDict(

@@ -2,23 +2,27 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from maskvlm_jax.models.activations import activate
-from maskvlm_jax.models.layers import Dense, token_init
+from maskvlm_jax.models.layers import Dense, dropout, token_init
 
 OF_TWO = ("both", "first+attention")  # kinds of two vectors side by side
 
 
 class Projection(nnx.Module):
-    """Two dense layers with a GELU between them, the first as wide as what it reads; computed in full float32."""
+    """Two dense layers with a GELU between them, the first as wide as what it reads; computed in full float32.
 
-    def __init__(self, width: int, embed: int, *, init_std: float, exact: bool, rngs: nnx.Rngs):
+    A share `rate` of the hidden units is dropped in training.
+    """
+
+    def __init__(self, width: int, embed: int, *, rate: float, init_std: float, exact: bool, rngs: nnx.Rngs):
         options = {"init_std": init_std, "exact": exact, "rngs": rngs}
-        self.hidden, self.last = Dense(width, width, **options), Dense(width, embed, **options)
+        self.hidden, self.last, self.rate = Dense(width, width, **options), Dense(width, embed, **options), rate
 
-    def __call__(self, x_BD: jax.Array) -> jax.Array:
-        return self.last(activate(self.hidden(x_BD), "gelu"))
+    def __call__(self, x_BD: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return self.last(dropout(activate(self.hidden(x_BD), "gelu"), self.rate, key))
 
 
 class AttentionPool(nnx.Module):
@@ -50,10 +54,17 @@ def attention_pool(width: int, heads: int, *, kind: str, init_std: float, rngs: 
     return AttentionPool(width, heads, init_std=init_std, rngs=rngs) if "attention" in kind else None
 
 
-def projection(width: int, embed: int, *, kind: str, layers: int, **options) -> nnx.Module:
-    """What maps a pooled sequence of vectors of a width into the contrastive space: a dense layer, or two."""
+def projection(width: int, embed: int, *, kind: str, layers: int, rate: float, **options) -> nnx.Module:
+    """What maps a pooled sequence of vectors of a width into the contrastive space: a dense layer, or two with dropout
+    between them."""
     width = 2 * width if kind in OF_TWO else width
-    return (Projection if layers == 2 else Dense)(width, embed, **options)
+    return Projection(width, embed, rate=rate, **options) if layers == 2 else Dense(width, embed, **options)
+
+
+def centred(x_BSD: jax.Array, centre_2D: jax.Array) -> jax.Array:
+    """x - c in float32, where the first position of a sequence has a c of its own, and all others have one."""
+    first_S1 = (np.arange(x_BSD.shape[1]) == 0)[:, None]
+    return x_BSD.astype(jnp.float32) - jnp.where(first_S1, centre_2D[0], centre_2D[1])
 
 
 def pool(

@@ -13,11 +13,11 @@ from maskvlm_jax.models.co import CoFusion
 from maskvlm_jax.models.experts import ExpertFusion
 from maskvlm_jax.models.fusion import CrossFusion, Lengths
 from maskvlm_jax.models.joint import AutoencoderFusion, JointFusion
-from maskvlm_jax.models.pooling import attention_pool, pool, projection
+from maskvlm_jax.models.pooling import Projection, attention_pool, centred, pool, projection
 from maskvlm_jax.models.text import TextEncoder
 from maskvlm_jax.models.vision import ImageEncoder
 
-FIRST = {"image": "first", "text": "first", "layers": 1}
+FIRST = {"image": "first", "text": "first", "layers": 1, "dropout": 0.0, "centred": False}
 TEMPERATURE_RANGE = (0.001, 0.5)
 FUSIONS = {"cross": CrossFusion, "co": CoFusion, "joint": JointFusion, "autoencoder": AutoencoderFusion}
 FUSIONS |= {"experts": ExpertFusion}
@@ -39,7 +39,9 @@ class VLM(nnx.Module):
             their own.
         pooling: how a sequence becomes a vector of the contrastive space: `image` and `text`, each "first" (class or
             start token), "mean" (of the patches, of the words with start and end), "both", "attention" or
-            "first+attention" (see `models.pooling`); `layers`: 1 or 2.
+            "first+attention" (see `models.pooling`); `layers`: 1 or 2; `dropout`: of the hidden units of two;
+            `centred`: of what the encoders give, learned centres are subtracted first. They are zeros in a new model;
+            training starts them from means (`training.centring`).
         shared: values that all blocks have: init_std, remat, unroll, dtype.
     """
 
@@ -62,7 +64,8 @@ class VLM(nnx.Module):
         self.text_encoder = TextEncoder(text_blocks, **text, rngs=rngs) if text_blocks.kind != "none" else None
         lengths = Lengths(self.image_encoder.prefix, self.image_encoder.patches, text["max_length"])
         self.fusion = _fusion(fusion | shared, lengths, rngs)
-        head = {"layers": pooling["layers"], "init_std": shared["init_std"], "exact": True, "rngs": rngs}
+        head = {"layers": pooling["layers"], "rate": pooling["dropout"], "exact": True}
+        head |= {"init_std": shared["init_std"], "rngs": rngs}
         image_kind, text_kind = pooling["image"], pooling["text"]
         self.image_projection = projection(image_blocks.width, embed, kind=image_kind, **head) if embed else None
         self.text_projection = projection(text_blocks.width, embed, kind=text_kind, **head) if embed else None
@@ -71,6 +74,9 @@ class VLM(nnx.Module):
         of_image = attention_pool(image_blocks.width, image_blocks.heads, kind=image_kind, **options) if embed else None
         of_text = attention_pool(text_blocks.width, text_blocks.heads, kind=text_kind, **options) if embed else None
         self.image_attention, self.text_attention = of_image, of_text
+        centres = bool(embed) and pooling["centred"]
+        self.image_centre = nnx.Param(jnp.zeros((2, image_blocks.width))) if centres else None
+        self.text_centre = nnx.Param(jnp.zeros((2, text_blocks.width))) if centres else None
         self.log_scale = temperature_scale == "log"
         start = math.log(temperature) if self.log_scale else temperature
         # A strong float32: a weak-typed scalar would compile the step twice.
@@ -87,22 +93,25 @@ class VLM(nnx.Module):
         mask_token = self.text_encoder.mask_embedding if self.shared_mask else None
         return self.image_encoder(image_BYXC, masked_BN, *args, mask_token=mask_token)
 
-    def embed_image(self, image_BSD: jax.Array) -> jax.Array:
-        """image_BE: pictures in the contrastive space, unit length, float32."""
-        return normalize(self.project_image(image_BSD))
+    def embed_image(self, image_BSD: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """image_BE: pictures in the contrastive space, unit length, float32. `key` draws dropout."""
+        return normalize(self.project_image(image_BSD, key))
 
-    def embed_text(self, text_BLD: jax.Array, valid_BL: jax.Array) -> jax.Array:
-        """text_BE: captions in the contrastive space, unit length, float32."""
-        return normalize(self.project_text(text_BLD, valid_BL))
+    def embed_text(self, text_BLD: jax.Array, valid_BL: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """text_BE: captions in the contrastive space, unit length, float32. `key` draws dropout."""
+        return normalize(self.project_text(text_BLD, valid_BL, key))
 
-    def project_image(self, image_BSD: jax.Array) -> jax.Array:
+    def project_image(self, image_BSD: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """image_BE before its length is made one."""
-        prefix = self.image_encoder.prefix
-        return self.image_projection(pool(image_BSD, self.image_pooling, self.image_attention, before=prefix))
+        image_BSD = image_BSD if self.image_centre is None else centred(image_BSD, self.image_centre[...])
+        pooled_BD = pool(image_BSD, self.image_pooling, self.image_attention, before=self.image_encoder.prefix)
+        return _projected(self.image_projection, pooled_BD, key)
 
-    def project_text(self, text_BLD: jax.Array, valid_BL: jax.Array) -> jax.Array:
+    def project_text(self, text_BLD: jax.Array, valid_BL: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """text_BE before its length is made one."""
-        return self.text_projection(pool(text_BLD, self.text_pooling, self.text_attention, valid_BS=valid_BL))
+        text_BLD = text_BLD if self.text_centre is None else centred(text_BLD, self.text_centre[...])
+        pooled_BD = pool(text_BLD, self.text_pooling, self.text_attention, valid_BS=valid_BL)
+        return _projected(self.text_projection, pooled_BD, key)
 
     def current_temperature(self) -> jax.Array:
         """τ of the similarity, a scalar in `TEMPERATURE_RANGE`."""
@@ -126,6 +135,10 @@ def _fusion(options: dict, lengths: Lengths, rngs: nnx.Rngs) -> nnx.Module | Non
         options["kind"] = options.pop("block_kind")
     spec, options = BlockSpec.split(options)
     return FUSIONS[kind](spec, lengths, **options, rngs=rngs)
+
+
+def _projected(projection: nnx.Module, pooled_BD: jax.Array, key: jax.Array | None) -> jax.Array:
+    return projection(pooled_BD, key) if isinstance(projection, Projection) else projection(pooled_BD)
 
 
 def cosine(left_BE: jax.Array, right_GE: jax.Array) -> jax.Array:

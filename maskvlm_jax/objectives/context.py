@@ -112,20 +112,21 @@ class Context:
     @property
     def image_embedding_BE(self) -> jax.Array:
         """Of the whole batch."""
-        own = self._once("image_embedding", lambda: self.vlm.embed_image(self.image("clean")))
+        own = self._once("image_embedding", lambda: self.vlm.embed_image(self.image("clean"), self.key("image_head")))
         return own if self.full is None else self.full.embed(self.full.image_embedding_BE, own)
 
     @property
     def text_embedding_BE(self) -> jax.Array:
         """Of the whole batch."""
-        own = self._once("text_embedding", lambda: self.vlm.embed_text(self.text("clean"), self.batch["token_valid"]))
+        valid_BL, key = self.batch["token_valid"], self.key("text_head")
+        own = self._once("text_embedding", lambda: self.vlm.embed_text(self.text("clean"), valid_BL, key))
         return own if self.full is None else self.full.embed(self.full.text_embedding_BE, own)
 
     @property
     def similarity_BB(self) -> jax.Array:
         """Cosine of every image (rows) with every caption (columns), over the temperature; float32 logits."""
-        compute = lambda: cosine(self.image_embedding_BE, self.text_embedding_BE) / self.vlm.current_temperature()  # noqa: E731
-        return self._once("similarity", compute)
+        image_BE, text_BE = self.image_embedding_BE, self.text_embedding_BE
+        return self._once("similarity", lambda: cosine(image_BE, text_BE) / self.vlm.current_temperature())
 
     @property
     def pair_ids_B2(self) -> jax.Array:
@@ -294,7 +295,6 @@ class Context:
         return separate(self.vlm.encode_image(interleave([image] * len(views)), hidden, visible, key), len(views))
 
     def _encode_texts(self, views: list[str]) -> list[jax.Array]:
-        names = {"clean": "tokens", "masked": "tokens_masked"}
-        tokens = interleave([self.batch[names[view]] for view in views])
+        tokens = interleave([self.batch["tokens" if view == "clean" else "tokens_masked"] for view in views])
         valid = interleave([self.batch["token_valid"]] * len(views))
         return separate(self.vlm.text_encoder(tokens, valid, self.key("text" + "".join(views))), len(views))

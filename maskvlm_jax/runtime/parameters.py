@@ -10,6 +10,7 @@ import jax
 # They do not decay towards zero, and every device holds them whole.
 VECTORS = ("bias", "scale", "position", "temperature", "image_type", "text_type")
 VECTORS += ("class_token", "distillation_token", "register_tokens", "mask_token", "query")
+VECTORS += ("image_centre", "text_centre")
 
 
 def is_vector(path: str) -> bool:

@@ -189,6 +189,8 @@ def _check_choices(config: ConfigDict) -> None:
     ranges.check_choice(config.evaluation, "evaluation.weights", ("params", "ema"))
     for modality in ("image", "text"):
         ranges.check_choice(config.model.pooling, f"model.pooling.{modality}", _POOLED)
+    if config.model.pooling.dropout and config.model.pooling.layers == 1:
+        raise UserError("model.pooling.dropout is of the units between two layers; set model.pooling.layers to 2")
     ranges.check_choice(config.model, "model.temperature_scale", ("log", "linear"))
     ranges.check_choice(config.model.shared, "model.shared.remat", ("none", "dots", "full"))
     ranges.check_choice(config.model.shared, "model.shared.dtype", ("auto", "float32", "bfloat16"))

@@ -20,7 +20,7 @@ RENAMED = {
     "model.fusion.max_length": _FROM_ENCODERS,
 }
 
-FORMAT = 5  # of config.json; raise it with every key that is added or that changes its meaning
+FORMAT = 6  # of config.json; raise it with every key that is added or that changes its meaning
 _KEY = "format"
 
 
@@ -112,6 +112,11 @@ def _to_5(config: dict[str, Any]) -> None:
             part["name"] = part["name"].replace("maskvlm_jax.tasks.", "maskvlm_jax.training.tasks.")
 
 
+def _to_6(config: dict[str, Any]) -> None:
+    """Dropout of the heads of the contrastive space, and centres."""
+    config["model"]["pooling"] = {"dropout": 0.0, "centred": False} | config["model"]["pooling"]
+
+
 def _rename(block: dict[str, Any], **names: str) -> None:
     """Gives keys their new names."""
     for old, new in names.items():
@@ -119,4 +124,4 @@ def _rename(block: dict[str, Any], **names: str) -> None:
             block[new] = block.pop(old)
 
 
-_STEPS = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5}
+_STEPS = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5, 5: _to_6}

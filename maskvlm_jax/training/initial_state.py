@@ -83,13 +83,14 @@ def restore_or_init(
     state = built.init()
     if config.checkpoint:
         params = _initial_params(config, state.params, abstract.params)
-        state = _starting_from(state, params)
+        state = starting_from(state, params)
     elif any(config.init[modality] for modality in encoders.MODALITIES):
-        state = _starting_from(state, _with_encoders(config, workdir, state.params, abstract.params))
+        state = starting_from(state, _with_encoders(config, workdir, state.params, abstract.params))
     return state, Progress()
 
 
-def _starting_from(state: TrainState, params: Any) -> TrainState:
+def starting_from(state: TrainState, params: Any) -> TrainState:
+    """A new state with other parameters, with which their moving average starts too."""
     return state._replace(params=params, ema=jax.tree.map(lambda x: x.copy(), params) if state.ema else {})
 
 

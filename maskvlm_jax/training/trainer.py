@@ -23,7 +23,7 @@ from maskvlm_jax.runtime import files, host, metrics, processes, sharding
 from maskvlm_jax.runtime.errors import Stopped
 from maskvlm_jax.runtime.stopping import StopRequest, stopping_signals
 from maskvlm_jax.settings import rules
-from maskvlm_jax.training import build, cached_features, initial_state, lineage, train_step
+from maskvlm_jax.training import build, cached_features, centring, initial_state, lineage, train_step
 from maskvlm_jax.training.cached_features import CachedFeatures
 from maskvlm_jax.training.checkpoint import Checkpoints
 from maskvlm_jax.training.step_watch import StepWatch
@@ -67,6 +67,9 @@ class Trainer:
         self._stream = _stream(config, source, tokenizer, start, self._rows)
         self._introduce(tokenizer)
         self._features = self._cached_features()
+        if not (start or config.checkpoint) and config.model.embed and config.model.pooling.centred:
+            given = self._built.graphdef, self._stream, self._features, mesh
+            self._state, self._stream = centring.start(self._state, *given)
         read = ledger.Ledger(source.fingerprint, batch_size=config.batch_size, rows=self._rows, counted=counted)
         needs = [kind.needs(config.objectives[label]) for label, kind in rules.active_objectives(config).items()]
         reads_negatives = any(one.negatives for one in needs)

@@ -1,11 +1,12 @@
 """What the contrastive space reads of a sequence, against means that are taken one by one."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from maskvlm_jax.models.pooling import AttentionPool, pool
+from maskvlm_jax.models.pooling import AttentionPool, Projection, pool
 from maskvlm_jax.objectives.learner import Learner
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import rules
@@ -54,11 +55,12 @@ def test_attention_pools_what_each_query_attends_to():
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize(("image", "text"), [("both", "mean"), ("mean", "both"), ("first", "first")])
-def test_embeddings_are_projections_of_what_is_pooled(image, text, layers):
-    pooling = {
-        f"model__pooling__{name}": value for name, value in (("image", image), ("text", text), ("layers", layers))
-    }
+@pytest.mark.parametrize(
+    ("image", "text", "centred"), [("both", "mean", True), ("mean", "both", False), ("first", "first", False)]
+)
+def test_embeddings_are_projections_of_what_is_pooled(image, text, centred, layers):
+    chosen = {"image": image, "text": text, "layers": layers, "centred": centred}
+    pooling = {f"model__pooling__{name}": value for name, value in chosen.items()}
     config = toy_config(**SIZES, **pooling, model__image__registers=2)
     rules.check(config)
     learner = toy.randomised(lambda: Learner(**model_arguments(config), rngs=nnx.Rngs(0)))
@@ -67,12 +69,42 @@ def test_embeddings_are_projections_of_what_is_pooled(image, text, layers):
     sequences = {"image": np.asarray(ctx.image("clean")), "text": np.asarray(ctx.text("clean"))}
     for modality, found in (("image", ctx.image_embedding_BE), ("text", ctx.text_embedding_BE)):
         kind, rows = pooling[f"model__pooling__{modality}"], []
+        centre = getattr(learner.vlm, f"{modality}_centre")
+        assert (centre is not None) == centred
         for i, row in enumerate(sequences[modality]):
+            if centred:
+                assert np.any(centre[...])
+                row = np.concatenate([row[:1] - centre[0], row[1:] - centre[1]])
             rest = row[3:] if modality == "image" else row[batch["token_valid"][i]]
             rows.append({"first": row[0], "mean": rest.mean(0), "both": np.concatenate([row[0], rest.mean(0)])}[kind])
         head = getattr(learner.vlm, f"{modality}_projection")
         rows = np.asarray(head(jnp.asarray(np.stack(rows))))
         np.testing.assert_allclose(found, rows / np.linalg.norm(rows, axis=1, keepdims=True), rtol=2e-4, atol=1e-5)
+
+
+def test_hidden_units_are_dropped_in_training_alone():
+    """Of two units of each kind: what is left is scaled up, and without a key nothing is dropped."""
+    head = Projection(64, 8, rate=0.25, init_std=0.0, exact=True, rngs=nnx.Rngs(0))
+    x = RNG.normal(size=(512, 64)).astype(np.float32)
+    hidden = np.asarray(jax.nn.gelu(head.hidden(x), approximate=False))
+    whole = hidden @ np.asarray(head.last.kernel[...]) + np.asarray(head.last.bias[...])
+    np.testing.assert_allclose(head(x), whole, atol=1e-5)
+    keep = np.asarray(jax.random.bernoulli(jax.random.key(1), 0.75, hidden.shape))
+    assert 0.74 < keep.mean() < 0.76
+    expected = (hidden * keep / 0.75) @ np.asarray(head.last.kernel[...]) + np.asarray(head.last.bias[...])
+    np.testing.assert_allclose(head(x, jax.random.key(1)), expected, atol=1e-5)
+
+
+def test_a_step_draws_dropout_of_the_heads_and_an_evaluation_does_not():
+    config = toy_config("recipe=clip", **SIZES, model__pooling__layers=2, model__pooling__dropout=0.5)
+    learner = toy.randomised(lambda: Learner(**model_arguments(config), rngs=nnx.Rngs(0)))
+    batch = batch_for(learner)
+    plain, one, same, other = (
+        learner.context(batch, key=key and jax.random.key(key)).similarity_BB for key in (None, 1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 1e-3 and np.abs(one - plain).max() > 1e-3
+    np.testing.assert_array_equal(plain, learner.context(batch).similarity_BB)
 
 
 @pytest.mark.slow
@@ -87,5 +119,7 @@ def test_it_trains_alike_on_one_device_and_on_several():
 def test_values_that_are_not_there_are_refused():
     with pytest.raises(UserError, match=r"model\.pooling\.text is 'max'; choose among first, mean, both, att"):
         rules.check(toy_config(model__pooling__text="max"))
+    with pytest.raises(UserError, match=r"model\.pooling\.dropout is of the units between two layers; set"):
+        rules.check(toy_config(model__pooling__dropout=0.5))
     with pytest.raises(UserError, match=r"model\.pooling\.layers is 3; give 1 to 2"):
         rules.check(toy_config(model__pooling__layers=3))

@@ -50,6 +50,7 @@ MODELS = {
             "objectives__masked_text__tie": True,
             "model__pooling__image": "first+attention",
             "model__pooling__text": "attention",
+            "model__pooling__centred": True,
         },
     ),
     "mlim": ("recipe=mlim", {"model__fusion__depth": 2}),

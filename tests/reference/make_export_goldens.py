@@ -20,7 +20,7 @@ import torch
 import transformers
 
 FOLDER = Path(__file__).parent / "exports"
-TORCH_MODEL = Path(__file__).parents[2] / "maskvlm_jax" / "export" / "torch_model.py"
+TORCH_MODEL = Path(__file__).parents[2] / "maskvlm_jax" / "serving" / "exports" / "torch_model.py"
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
 

@@ -53,6 +53,13 @@ def test_parts_of_a_task_are_found_where_tasks_are_now():
         assert block["label"]["name"] == "maskvlm_jax.training.tasks.classification"
 
 
+def test_heads_of_the_contrastive_space_stay_what_they_were():
+    config = {**plain_values.to_json(pretrain.get_config()), "format": 5}
+    config["model"]["pooling"] = {"image": "both", "text": "mean", "layers": 2}
+    expected = {"image": "both", "text": "mean", "layers": 2, "dropout": 0.0, "centred": False}
+    assert upgrade.upgrade(config)["model"]["pooling"] == expected
+
+
 def test_what_is_written_is_read_as_it_was(tmp_path):
     config = plain_values.to_json(pretrain.get_config())
     upgrade.write(tmp_path / "config.json", config)

@@ -245,6 +245,8 @@ class MaskVLM(nn.Module):
                     setattr(self, f"{modality}_attention", AttentionPool(spec["width"], spec["heads"]))
                 width = spec["width"] * (2 if kind in ("both", "first+attention") else 1)
                 setattr(self, f"{modality}_projection", head(width, embed))
+                if self.pooling["centred"]:
+                    setattr(self, f"{modality}_centre", nn.Parameter(torch.empty(2, spec["width"])))
         temperature = weights.get("temperature", torch.ones(()))
         self.temperature = float(temperature.exp() if model["temperature_scale"] == "log" else temperature)
         heads, self._match, self._words = {}, None, None
@@ -272,14 +274,20 @@ class MaskVLM(nn.Module):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B, E) of unit length."""
-        x = self.image_encoder(pixels)
+        x = self._centred("image", self.image_encoder(pixels))
         valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         return self._embedded("image", x, valid, x[:, self.image_encoder.prefix :].mean(1))
 
     def encode_texts(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """(B, E) of unit length; the mean is over words, start and end token."""
-        x, shown = self.text_encoder(tokens, valid.bool()), valid[:, :, None].to(torch.float32)
+        x, shown = self._centred("text", self.text_encoder(tokens, valid.bool())), valid[:, :, None].to(torch.float32)
         return self._embedded("text", x, valid.bool(), (x * shown).sum(1) / shown.sum(1))
+
+    def _centred(self, modality: str, x: Tensor) -> Tensor:
+        if not (self.embed and self.pooling["centred"]):
+            return x
+        centre = getattr(self, f"{modality}_centre")  # of the first position, of all others
+        return torch.cat([x[:, :1] - centre[0], x[:, 1:] - centre[1]], 1)
 
     def _embedded(self, modality: str, x: Tensor, valid: Tensor, mean: Tensor) -> Tensor:
         if not self.embed:
