@@ -15,19 +15,25 @@ from jax.sharding import Mesh
 
 from maskvlm_jax.data import batch as batches
 from maskvlm_jax.objectives.learner import Learner
-from maskvlm_jax.runtime import sharding
+from maskvlm_jax.runtime import processes, sharding
 from maskvlm_jax.training import initial_state
 from maskvlm_jax.training.cached_features import CachedFeatures
-from maskvlm_jax.training.train_step import TrainState
+from maskvlm_jax.training.train_step import Params, TrainState
 
 EXAMPLES = 512  # that the means are taken over, rounded up to whole batches
 Arrays = dict[str, np.ndarray]
 
 
+def is_due(params: Params) -> bool:
+    """Whether a new run has centres that it did not take over from another run: those are zeros."""
+    centre = params["vlm"].get("image_centre")
+    return centre is not None and not np.any(processes.fetch(centre))
+
+
 def start(
     state: TrainState, graphdef: nnx.GraphDef, stream: Iterator[Arrays], features: CachedFeatures | None, mesh: Mesh
 ) -> tuple[TrainState, Iterator[Arrays]]:
-    """The state of a new run with its centres at the means over the first examples; and the stream from its beginning.
+    """The state with its centres at the means over the first examples; and the stream from its beginning.
 
     Args:
         graphdef: of the learner.

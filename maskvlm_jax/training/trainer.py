@@ -67,7 +67,7 @@ class Trainer:
         self._stream = _stream(config, source, tokenizer, start, self._rows)
         self._introduce(tokenizer)
         self._features = self._cached_features()
-        if not (start or config.checkpoint) and config.model.embed and config.model.pooling.centred:
+        if not start and centring.is_due(self._state.params):
             given = self._built.graphdef, self._stream, self._features, mesh
             self._state, self._stream = centring.start(self._state, *given)
         read = ledger.Ledger(source.fingerprint, batch_size=config.batch_size, rows=self._rows, counted=counted)

@@ -41,4 +41,9 @@ def test_centres_start_at_the_means_of_the_first_examples(devices, monkeypatch):
         for params in (state.params, state.ema):
             np.testing.assert_allclose(params["vlm"][f"{modality}_centre"], expected, rtol=1e-4, atol=1e-5)
         assert state.params["vlm"][f"{modality}_centre"].sharding == before.params["vlm"][f"{modality}_centre"].sharding
-    assert not np.any(before.params["vlm"]["image_centre"])
+    assert centring.is_due(before.params) and not centring.is_due(state.params)
+
+
+def test_a_model_without_centres_starts_none():
+    with jax.set_mesh(one_device()):
+        assert not centring.is_due(build.build(toy_config(), one_device()).init().params)
