@@ -40,7 +40,7 @@ class Grouping(grain.transforms.DatasetSelectionMap):
     Args:
         path: of int8 features of pictures and of texts, (2, N, E), as `numpy.save` writes them.
         batch_size: global.
-        part: examples of a part, in whole batches.
+        part: examples of a part, in whole batches, of which it has at least two: with one nothing is grouped.
         ranks: the first and the last of the candidates that are taken, 1 = the likest; one is drawn for each example.
         seed: of the run.
     """
@@ -49,7 +49,7 @@ class Grouping(grain.transforms.DatasetSelectionMap):
         self._arguments = {"batch_size": batch_size, "part": part, "ranks": tuple(ranks)}
         self._path, self._batch_size, self._ranks, self._seed = path, batch_size, tuple(ranks), seed
         self._batches = self._features.shape[1] // batch_size  # of an epoch
-        self._of_part = max(1, part // batch_size)  # batches
+        self._of_part = part // batch_size  # batches
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
         self._part = lru_cache(maxsize=2 * -(-self._batches // self._of_part))(self._make_part)
 

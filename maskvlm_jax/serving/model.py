@@ -252,7 +252,7 @@ class Model(telling.Tells):
         """
         texts = naming.checked_prompts(labels, templates)
         if self.matches and not self._predictor.offers(TrainsEmbeddings):
-            return softmax(naming.matched(self._runner, images, texts, len(labels)), axis=-1)
+            return softmax(naming.matched(self._runner, images, texts, len(labels), progress=progress), axis=-1)
         vectors = prompts.class_vectors(self.encode_texts(texts), len(labels))
         return softmax(self.encode_images(images, progress=progress) @ vectors.T / self.temperature, axis=-1)
 

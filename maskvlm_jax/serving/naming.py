@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from maskvlm_jax.evaluators import prompts
 from maskvlm_jax.serving import functions, pictures
@@ -24,10 +25,13 @@ def checked_prompts(labels: Sequence[str], templates: Sequence[str]) -> list[str
     return prompts.prompts(labels, templates)
 
 
-def matched(runner: Runner, images: Picture | Iterable[Picture], texts: Sequence[str], classes: int) -> np.ndarray:
+def matched(
+    runner: Runner, images: Picture | Iterable[Picture], texts: Sequence[str], classes: int, *, progress: bool = False
+) -> np.ndarray:
     """(n, c) of pictures, (c,) of one: the mean log-odds of matching with the prompts of each class."""
     many, single = pictures.many(images)
     arrays = runner.tokens(texts)
-    odds = np.array([runner.beside(image, arrays, functions.log_odds) for image in many])
+    shown = tqdm(many, disable=not progress, leave=False)
+    odds = np.array([runner.beside(image, arrays, functions.log_odds) for image in shown])
     odds = odds.reshape(len(many), classes, -1).mean(axis=2) if many else np.zeros((0, classes), np.float32)
     return odds[0] if single else odds

@@ -101,30 +101,36 @@ class Runner:
         second_texts: Mapping[str, str | Iterable[str]] | None = None,
         progress: bool = False,
     ) -> tuple[np.ndarray, bool]:
-        """A row for each pair, float32, and whether one picture and one text were given.
+        """A row for each pair, float32, and whether one of each was given.
 
         Args:
             function: of (learner, batch, *more).
             shape: of a row.
-            second_images, second_texts: of each pair, by the fields that hold them.
+            second_images, second_texts: of each pair, by the field that holds them, of which there is one.
         Raises:
-            ValueError: neither as many of both nor one of either.
+            ValueError: neither as many of each nor one.
         """
-        (many, one_image), (captions, one_text) = pictures.many(images), many_texts(texts)
-        if not one_image and not one_text and len(many) != len(captions):
-            raise ValueError(
-                f"there are {len(many)} pictures and {len(captions)} texts; give as many of both, or one of either"
-            )
-        count = len(captions) if one_image else len(many)
-        read = {"image": many * count if one_image else many}
-        read |= {name: _as_many(name, *pictures.many(given), count) for name, given in (second_images or {}).items()}
-        arrays = {name: np.repeat(x, count, axis=0) if one_text else x for name, x in self.tokens(captions).items()}
-        for name, given in (second_texts or {}).items():
-            tokens = self.tokens(_as_many(name, *many_texts(given), count))
+        given = {"images": pictures.many(images), "texts": many_texts(texts)}
+        for one in (second_images or {}).values():
+            given["second_images"] = pictures.many(one)
+        for one in (second_texts or {}).values():
+            given["second_texts"] = many_texts(one)
+        counts = {name: len(many) for name, (many, single) in given.items() if not single}
+        if len(set(counts.values())) > 1:
+            told = " and ".join(f"{number} {name}" for name, number in counts.items())
+            raise ValueError(f"there are {told}; give as many of each, or one")
+        count = next(iter(counts.values()), 1)
+        repeated = {name: many * count if single else many for name, (many, single) in given.items()}
+        read = {"image": repeated["images"]} | dict.fromkeys(second_images or {}, repeated.get("second_images"))
+        one_text = given["texts"][1]
+        arrays = self.tokens(given["texts"][0])
+        arrays = {name: np.repeat(x, count, axis=0) if one_text else x for name, x in arrays.items()}
+        for name in second_texts or {}:
+            tokens = self.tokens(repeated["second_texts"])
             arrays |= {f"{name}_tokens": tokens["tokens"], f"{name}_valid": tokens["token_valid"]}
         with _bar(count, progress) as bar:
             found = self._of_rows(read, arrays, function, bar, *more, shape=shape)
-        return found, one_image and one_text
+        return found, not counts
 
     def beside(self, image: Picture, arrays: Arrays, function: Callable) -> np.ndarray:
         """A number for each row of "tokens" and "token_valid" beside one picture."""
@@ -242,13 +248,6 @@ def many_texts(texts: str | Iterable[str]) -> tuple[list[str], bool]:
         if not isinstance(text, str):
             raise TypeError(f"{type(text).__name__} is no text{'; a path is a picture' * isinstance(text, Path)}")
     return given, single
-
-
-def _as_many(name: str, given: list, single: bool, count: int) -> list:
-    """What is given, as many times as there are pairs if there is one of it."""
-    if not single and len(given) != count:
-        raise ValueError(f"there are {count} pairs and {len(given)} of {name}; give as many, or one")
-    return given * count if single else given
 
 
 def _bar(total: int, shown: bool) -> contextlib.AbstractContextManager[tqdm]:

@@ -55,7 +55,7 @@ class Tells:
                 what is absent.
             progress: show a bar.
         Returns:
-            (n, c) float32, (c,) of one picture and one text; rows sum to 1. `class_names` are theirs.
+            (n, c) float32, (c,) where one of each was given; rows sum to 1. `class_names` are theirs.
         """
         options = self._asked(Classifies, "classes")
         pairs = self._objectives[label_of(self._objectives, Classifies)].needs(options).fusion

@@ -31,7 +31,13 @@ def is_due(params: Params) -> bool:
 
 
 def start(
-    state: TrainState, graphdef: nnx.GraphDef, stream: Iterator[Arrays], features: CachedFeatures | None, mesh: Mesh
+    state: TrainState,
+    graphdef: nnx.GraphDef,
+    stream: Iterator[Arrays],
+    features: CachedFeatures | None,
+    mesh: Mesh,
+    *,
+    batch_size: int,
 ) -> tuple[TrainState, Iterator[Arrays]]:
     """The state with its centres at the means over the first examples; and the stream from its beginning.
 
@@ -39,8 +45,9 @@ def start(
         graphdef: of the learner.
         features: of a frozen image encoder, if they are kept.
         mesh: what is trained on.
+        batch_size: of all processes.
     """
-    first = [one := next(stream), *islice(stream, -(-EXAMPLES // len(one["index"])) - 1)]
+    first = list(islice(stream, -(-EXAMPLES // batch_size)))
     vlm = state.params["vlm"]
     places = {name: vlm[name].sharding for name in ("image_centre", "text_centre")}
     measure = jax.jit(lambda params, batch: _means(nnx.merge(graphdef, params), batch), out_shardings=places)
@@ -51,7 +58,7 @@ def start(
             arrays = features.add(vlm["image_encoder"], arrays, batch["index"], batch["replaced"])
         found.append(measure(state.params, sharding.put(arrays, mesh)))
     centres = jax.tree.map(lambda *means: sum(means) / len(means), *found)
-    print(f"the contrastive space is centred by {sum(len(batch['index']) for batch in first):,} examples")
+    print(f"the contrastive space is centred by {len(first) * batch_size:,} examples")
     return initial_state.starting_from(state, state.params | {"vlm": vlm | centres}), chain(first, stream)
 
 

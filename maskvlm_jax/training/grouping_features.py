@@ -40,6 +40,11 @@ def check(config: ConfigDict, workdir: Path) -> None:
         raise UserError("data.grouping is for a single set, not for a mixture; set --config.data.grouping.checkpoint=")
     if buckets.is_remote(workdir):
         raise UserError("data.grouping keeps its features in the workdir, which must be on this machine; give another")
+    if options.part < 2 * config.batch_size:
+        raise UserError(
+            f"data.grouping.part {options.part} holds fewer than two batches of {config.batch_size}: nothing would be "
+            f"grouped; set --config.data.grouping.part={8 * config.batch_size}"
+        )
     there = buckets.folder(options.checkpoint) / "config.json"
     if not (workdir / RECORD).is_file() and not there.is_file():
         raise UserError(

@@ -254,5 +254,7 @@ def _same_part(name: str, own: Mapping[str, Any], trained: Mapping[str, Any]) ->
     kinds = []
     for objectives in (own, trained):
         active = (one for one in objectives.values() if one["weight"])
-        kinds += [one[name] for one in active if name in configs.objective_class(one["name"]).shares][:1]
+        # Those alone have it, so that no other objective's class, which may not be there any more, is asked for.
+        having = (one for one in active if name in one)
+        kinds += [one[name] for one in having if name in configs.objective_class(one["name"]).shares][:1]
     return len(kinds) == 2 and plain_values.flatten(kinds[0]) == plain_values.flatten(kinds[1])

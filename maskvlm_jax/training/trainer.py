@@ -69,7 +69,7 @@ class Trainer:
         self._features = self._cached_features()
         if not start and centring.is_due(self._state.params):
             given = self._built.graphdef, self._stream, self._features, mesh
-            self._state, self._stream = centring.start(self._state, *given)
+            self._state, self._stream = centring.start(self._state, *given, batch_size=config.batch_size)
         read = ledger.Ledger(source.fingerprint, batch_size=config.batch_size, rows=self._rows, counted=counted)
         needs = [kind.needs(config.objectives[label]) for label, kind in rules.active_objectives(config).items()]
         reads_negatives = any(one.negatives for one in needs)

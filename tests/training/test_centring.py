@@ -22,7 +22,7 @@ def test_centres_start_at_the_means_of_the_first_examples(devices, monkeypatch):
     with jax.set_mesh(mesh):
         built = build.build(config, mesh)
         before = built.init()
-        state, stream = centring.start(before, built.graphdef, iter(marked), None, mesh)
+        state, stream = centring.start(before, built.graphdef, iter(marked), None, mesh, batch_size=8)
         assert all(one is other for one, other in zip(stream, marked, strict=True)), "no example is lost, none repeated"
         firsts, others = {"image": [], "text": []}, {"image": [], "text": []}
         learner = nnx.merge(built.graphdef, before.params)

@@ -58,6 +58,14 @@ def grouped(config, workdir):
         return grouping_features.grouped(config, workdir, Limited(Pictures(), 10), mesh)
 
 
+def test_parts_of_less_than_two_batches_are_refused(earlier, tmp_path):
+    config = config_of(earlier)
+    grouping_features.check(config, tmp_path)
+    config.data.grouping.part = 7
+    with pytest.raises(UserError, match=r"part 7 holds fewer than two batches of 4: .* set .*grouping\.part=32"):
+        grouping_features.check(config, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def workdir(earlier, tmp_path_factory):
     """A workdir whose features are made."""

@@ -1,5 +1,7 @@
 """Files that tell of pictures: text and JSON read, and their fields checked, with errors that name the row."""
 
+import csv
+import io
 import json
 import posixpath
 import unicodedata
@@ -17,6 +19,27 @@ def rows(entries: list[Json], file: str) -> Iterator[tuple[str, Json]]:
     """Yields each entry of a JSON list after the words that an error names it with."""
     for number, entry in enumerate(entries, start=1):
         yield f"{file} row {number}", entry
+
+
+def csv_rows(text: str, file: str) -> Iterator[tuple[str, list[str]]]:
+    """Rows of a CSV table after the words that an error names them with: the header first, its cells stripped, then
+    those that are not empty, each with as many cells as it."""
+    # `strict` turns a quote that is never closed into an error; without it the rest of the file becomes one cell.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [column.strip() for column in next(reader, [])]
+        yield f"{file} row 1", header
+        for row in reader:
+            where = f"{file} row {reader.line_num}"
+            if not "".join(row).strip(" \t\x1a"):  # the last as DOS ended files
+                continue
+            if len(row) != len(header):
+                raise UserError(
+                    f"{where}: {len(row)} columns instead of {len(header)}; put quotes around a text with commas"
+                )
+            yield where, row
+    except csv.Error as error:
+        raise UserError(f"{file} row {reader.line_num}: {error}; check the quotes") from error
 
 
 def load_json(text: str, where: str) -> Json:

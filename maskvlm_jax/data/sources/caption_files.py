@@ -1,7 +1,5 @@
 """Caption files (CSV, JSONL, and the JSON of several data sets) and split lists: text on disk to names and captions."""
 
-import csv
-import io
 import json
 import posixpath
 import re
@@ -13,7 +11,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from maskvlm_jax.data.sources import medical_texts
-from maskvlm_jax.data.sources.annotations import Json, field, load_json, picture_name, read_text, rows
+from maskvlm_jax.data.sources.annotations import Json, csv_rows, field, load_json, picture_name, read_text, rows
 from maskvlm_jax.runtime.errors import UserError
 
 
@@ -53,33 +51,33 @@ def read_captions(path: Path, *, image_key: str = "", caption_key: str = "") -> 
     ending = path.suffix.lower()
     if ending not in parsers:
         raise UserError(f"{path}: caption files end in {', '.join(parsers)}; rename or convert it")
+    if parsers[ending] is not parse_csv:
+        _check_unnamed(path.name, bool(image_key or caption_key))
     return parsers[ending](read_text(path, "caption file"), path.name)
 
 
 def _parse_csv(text: str, file: str, folder: Path, image_key: str, caption_key: str) -> CaptionTable:
+    named = bool(image_key or caption_key)
     if file.lower().endswith(".txt") and _is_tabbed(text):
+        _check_unnamed(file, named)
         return _of_texts(medical_texts.read_tabbed(text, file))
-    # `strict` turns a quote that is never closed into an error; without it the rest of the file becomes one caption.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    table = csv_rows(text, file)
+    header = next(table)[1]
+    if named or (header != ["image", "caption"] and medical_texts.is_table(header)):
+        keys = {"image_key": image_key, "caption_key": caption_key}
+        return _of_texts(medical_texts.read_table(text, file, folder, **keys))
+    if header != ["image", "caption"]:
+        raise UserError(f"{file} row 1: the header is {','.join(header)[:80]!r}; it must be image,caption")
     captions: dict[str, list[str]] = {}
-    try:
-        header = next(reader, [])
-        columns = [column.strip() for column in header]
-        if image_key or caption_key or (columns != ["image", "caption"] and medical_texts.is_table(columns)):
-            keys = {"image_key": image_key, "caption_key": caption_key}
-            return _of_texts(medical_texts.read_table(text, file, folder, **keys))
-        if columns != ["image", "caption"]:
-            raise UserError(f"{file} row 1: the header is {','.join(header)[:80]!r}; it must be image,caption")
-        for row in reader:
-            where = f"{file} row {reader.line_num}"
-            if not "".join(row).strip(" \t\x1a"):  # the last as DOS ended files
-                continue
-            if len(row) != 2:
-                raise UserError(f"{where}: {len(row)} columns instead of 2; put quotes around a caption with commas")
-            captions.setdefault(picture_name(row[0], where), []).append(row[1])
-    except csv.Error as error:
-        raise UserError(f"{file} row {reader.line_num}: {error}; check the quotes") from error
+    for where, (name, caption) in table:
+        captions.setdefault(picture_name(name, where), []).append(caption)
     return CaptionTable(captions, {})
+
+
+def _check_unnamed(file: str, named: bool) -> None:
+    """Raises UserError where columns are named of a file that has none."""
+    if named:
+        raise UserError(f"{file} is no table; leave --config.data.image_key and --config.data.caption_key empty")
 
 
 def _is_tabbed(text: str) -> bool:

@@ -15,6 +15,8 @@ from maskvlm_jax.data.sources.written_text import usable_captions
 from maskvlm_jax.runtime import buckets
 from maskvlm_jax.runtime.errors import UserError, few
 
+_SPLIT = "{split}"  # in a name
+
 
 def open_split(data: Mapping[str, Any], split: str, *, image_size: int) -> Source:
     """The split `split` of the folder `data.root`, which must be on disk."""
@@ -32,15 +34,22 @@ def open_split(data: Mapping[str, Any], split: str, *, image_size: int) -> Sourc
 
 
 def existing_splits(data: Mapping[str, Any]) -> Sequence[str]:
-    """Those of the split lists that are there, or where there are none those of the caption file."""
+    """Those of the split lists, or of the files by split, that are there; where there are none those of the caption
+    file."""
     root = buckets.local_folder(data["root"], "a set of kind files")
+    if _SPLIT in data["images"] + data["captions"]:
+        names = dict(data["splits"]) or {data["split"]: data["split"]}
+        files = (data["images"], data["captions"])
+        there = [
+            split
+            for split, name in names.items()
+            if all((root / file.replace(_SPLIT, name)).exists() for file in files)
+        ]
+        return there or (data["split"],)
     if data["splits"]:
         return remote.splits_there(data)
     keys = {"image_key": data["image_key"], "caption_key": data["caption_key"]}
     return tuple(read_captions(root / data["captions"], **keys).splits) or (data["split"],)
-
-
-_SPLIT = "{split}"  # in a name
 
 
 class Files(Listed):

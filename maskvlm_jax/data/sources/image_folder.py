@@ -7,8 +7,6 @@ Classes are numbered in the order of their names, those of the training split fi
 so that splits agree. An example has its number, "label", its name, "class", and the name as its only caption.
 """
 
-import csv
-import io
 import os
 import unicodedata
 from collections import Counter
@@ -16,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskvlm_jax.data.sources.annotations import picture_name, read_text
+from maskvlm_jax.data.sources.annotations import csv_rows, picture_name, read_text
 from maskvlm_jax.data.sources.base import Listed, Source
 from maskvlm_jax.data.sources.files import PictureFolder, picture_folder, root_folder
 from maskvlm_jax.data.sources.written_text import usable_captions
@@ -124,24 +122,15 @@ def _of_folder(root: Path, split: str, dropped: Counter[str]) -> dict[str, str]:
 
 def _of_table(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
-    # `strict` turns a quote that is never closed into an error; without it the rest of the file becomes one label.
-    reader = csv.reader(io.StringIO(read_text(path, "table of classes"), newline=""), strict=True)
-    try:
-        header = [column.strip() for column in next(reader, [])]
-        if len(header) != 2 or header[0] != "image" or header[1] not in _LABELS:
-            raise UserError(f"{path.name} row 1: the header is {','.join(header)[:80]!r}; it must be image,label")
-        for row in reader:
-            where = f"{path.name} row {reader.line_num}"
-            if not "".join(row).strip():
-                continue
-            if len(row) != 2:
-                raise UserError(f"{where}: {len(row)} columns instead of 2; put quotes around a label with commas")
-            name = picture_name(row[0], where)
-            if name in found:
-                raise UserError(f"{where}: picture {name!r} is there already; remove one of its rows")
-            found[name] = _class_name(row[1], where)
-    except csv.Error as error:
-        raise UserError(f"{path.name} row {reader.line_num}: {error}; check the quotes") from error
+    table = csv_rows(read_text(path, "table of classes"), path.name)
+    header = next(table)[1]
+    if len(header) != 2 or header[0] != "image" or header[1] not in _LABELS:
+        raise UserError(f"{path.name} row 1: the header is {','.join(header)[:80]!r}; it must be image,label")
+    for where, row in table:
+        name = picture_name(row[0], where)
+        if name in found:
+            raise UserError(f"{where}: picture {name!r} is there already; remove one of its rows")
+        found[name] = _class_name(row[1], where)
     return found
 
 

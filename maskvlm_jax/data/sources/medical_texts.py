@@ -1,14 +1,12 @@
 """Caption files of medical pictures, read to names and captions: ROCO's, MedICaT's, and tables of reports."""
 
-import csv
-import io
 import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from maskvlm_jax.data.sources.annotations import Json, field, picture_name, read_text
+from maskvlm_jax.data.sources.annotations import Json, csv_rows, field, picture_name, read_text
 from maskvlm_jax.runtime.errors import UserError, few
 
 LEAST_WORDS = 3  # of a caption or a reference, as medical M3AE (arXiv 2209.07098, its code)
@@ -68,12 +66,17 @@ def read_table(text: str, file: str, folder: Path, *, image_key: str, caption_ke
         caption_key: columns of texts: "findings,impression" are two captions, "findings+impression" are one; "" = one
             of a usual name.
     Raises:
-        UserError: there is no such column, or a row is malformed.
+        UserError: there is no such column, a row is malformed, or the list of Open-i's pictures is not there.
     """
-    table = _rows(text, file)
+    table = csv_rows(text, file)
     header = next(table)[1]
     pictures: dict[str, list[str]] | None = None
-    if not image_key and "uid" in header and (folder / _PROJECTIONS).is_file():
+    if not image_key and "uid" in header:
+        if not (folder / _PROJECTIONS).is_file():
+            raise UserError(
+                f"{file}: which pictures a report of Open-i has {_PROJECTIONS} says; put it beside this file, or set "
+                "--config.data.image_key to the column that names pictures"
+            )
         pictures, image_key = _projections(folder / _PROJECTIONS), "uid"
     named = _column(header, image_key, _PICTURES, "image_key", file)
     texts = [
@@ -83,45 +86,23 @@ def read_table(text: str, file: str, folder: Path, *, image_key: str, caption_ke
     captions, left_out = {}, Counter()
     for where, row in table:
         written = [" ".join(row[column] for column in columns).strip() for columns in texts]
-        if not row[named].strip():
-            left_out["rows_without_picture"] += 1
-        elif pictures is None:
-            _add(captions, _picture_of(row[named], where), written)
-        else:
-            for name in pictures.get(row[named].strip(), []):
-                _add(captions, name, written)
+        key = row[named].strip()
+        names = ([_picture_of(key, where)] if key else []) if pictures is None else pictures.get(key, [])
+        left_out["rows_without_picture"] += not names
+        for name in names:
+            _add(captions, name, written)
     return captions, left_out
 
 
 def _projections(path: Path) -> dict[str, list[str]]:
     """Number of a report -> names of its pictures."""
-    table = _rows(read_text(path, "list of projections"), path.name)
+    table = csv_rows(read_text(path, "list of projections"), path.name)
     header = next(table)[1]
     number, name = (_column(header, key, (), "image_key", path.name) for key in ("uid", "filename"))
     found: dict[str, list[str]] = {}
     for where, row in table:
         found.setdefault(row[number].strip(), []).append(picture_name(row[name], where))
     return found
-
-
-def _rows(text: str, file: str) -> Iterator[tuple[str, list[str]]]:
-    """Rows after the words that name them, first the header, each with as many cells as that."""
-    # `strict` turns a quote that is never closed into an error; without it the rest of the file becomes one cell.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [column.strip() for column in next(reader, [])]
-        yield f"{file} row 1", header
-        for row in reader:
-            where = f"{file} row {reader.line_num}"
-            if not "".join(row).strip(" \t\x1a"):  # the last as DOS ended files
-                continue
-            if len(row) != len(header):
-                raise UserError(
-                    f"{where}: {len(row)} columns instead of {len(header)}; put quotes around a text with commas"
-                )
-            yield where, row
-    except csv.Error as error:
-        raise UserError(f"{file} row {reader.line_num}: {error}; check the quotes") from error
 
 
 def _column(header: Sequence[str], key: str, usual: Sequence[str], flag: str, file: str) -> int:

@@ -6,8 +6,6 @@ picture or a text may be empty, not both of one product. An example has "image" 
 "image2" and "text2" of the second, "label", 0 or 1, and "absent": the keys of what is empty.
 """
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from maskvlm_jax.data import batch as batches
-from maskvlm_jax.data.sources.annotations import picture_name, read_text
+from maskvlm_jax.data.sources.annotations import csv_rows, picture_name, read_text
 from maskvlm_jax.data.sources.base import Source
 from maskvlm_jax.data.sources.cleaned import clean
 from maskvlm_jax.data.sources.picture_rows import PictureRows, Row, split_file
@@ -50,26 +48,15 @@ class Products(PictureRows):
 
 
 def _read(path: Path, cleaning: str, dropped: Counter[str]) -> Iterator[Row]:
-    # `strict` turns a quote that is never closed into an error; without it the rest of the file becomes one text.
-    reader = csv.reader(io.StringIO(read_text(path, "file of pairs"), newline=""), strict=True)
-    try:
-        header = [column.strip() for column in next(reader, [])]
-        if sorted(column for column in header if column != "id") != sorted(COLUMNS):
-            raise UserError(f"{path.name} row 1: the header is {','.join(header)[:80]!r}; give {','.join(COLUMNS)}")
-        for values in reader:
-            where = f"{path.name} row {reader.line_num}"
-            if not "".join(values).strip():
-                continue
-            if len(values) != len(header):
-                raise UserError(
-                    f"{where}: {len(values)} columns instead of {len(header)}; put quotes around a text with commas"
-                )
-            if row := _row(dict(zip(header, values, strict=True)), where, cleaning):
-                yield row
-            else:
-                dropped["rows_with_an_empty_product"] += 1
-    except csv.Error as error:
-        raise UserError(f"{path.name} row {reader.line_num}: {error}; check the quotes") from error
+    table = csv_rows(read_text(path, "file of pairs"), path.name)
+    header = next(table)[1]
+    if sorted(column for column in header if column != "id") != sorted(COLUMNS):
+        raise UserError(f"{path.name} row 1: the header is {','.join(header)[:80]!r}; give {','.join(COLUMNS)}")
+    for where, values in table:
+        if row := _row(dict(zip(header, values, strict=True)), where, cleaning):
+            yield row
+        else:
+            dropped["rows_with_an_empty_product"] += 1
 
 
 def _row(entry: Mapping[str, str], where: str, cleaning: str) -> Row | None:

@@ -2,7 +2,7 @@
 
 NLVR2 (Suhr et al. 2019, arXiv 1811.00491), read by `data.sources.nlvr2`; of generated scenes see
 `data.scenes.statements`. The pairs (T, I1) and (T, I2) are fused apart and their vectors concatenated, as MaskVLM does
-(arXiv 2208.02131): no block is doubled, and there is no pre-training by text assignment, both ALBEF's.
+(arXiv 2208.02131): no block is doubled, as ALBEF does. ALBEF's step before it is a task of its own, `text_assignment`.
 """
 
 from collections.abc import Iterator, Mapping

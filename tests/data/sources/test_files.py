@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from maskvlm_jax.data.sources.files import Files
+from maskvlm_jax.data.sources.files import Files, existing_splits
 from maskvlm_jax.runtime.errors import UserError
 
 LISTS = {"train": "train.txt", "val": "val.txt"}
@@ -47,6 +47,24 @@ def test_csv_with_split_lists(root: Path) -> None:
     assert train[1] == {"id": "a.jpg", "image": b"a", "captions": ["A dog, running .", "A dog"]}
     with pytest.raises(IndexError):
         train[2]
+
+
+def test_splits_with_files_of_their_own_are_those_that_are_there(root: Path) -> None:
+    data = {"source": "files", "root": str(root), "images": "Images", "captions": "captions_{split}.csv"}
+    data |= {"splits": {"train": "train", "val": "validation", "test": "test"}, "split": "train"}
+    for name in ("train", "validation"):
+        (root / f"captions_{name}.csv").write_text("image,caption\na.jpg,A dog\n")
+    assert list(existing_splits(data)) == ["train", "val"]
+    assert list(existing_splits(data | {"splits": {}})) == ["train"]
+
+
+@pytest.mark.parametrize("name", ["captions.json", "captions.jsonl", "captions.txt"])
+def test_columns_are_named_of_tables_alone(root: Path, name: str) -> None:
+    (root / name).write_text('{"a.jpg": "A dog"}' if name.endswith("json") else "a\tA dog\n")
+    with pytest.raises(
+        UserError, match=rf"{name} is no table; leave --config\.data\.image_key"
+    ):
+        open_files(root, captions=name, splits=None, caption_key="title")
 
 
 def test_without_splits_all_pictures_are_the_split_in_file_order(root: Path) -> None:

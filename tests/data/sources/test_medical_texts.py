@@ -211,7 +211,10 @@ def test_reports_of_open_i_are_joined_with_their_projections(tmp_path):
     source = opened("reports", tmp_path, captions="indiana_reports.csv", **ALL)
     text = [f"{FINDINGS} Normal chest."]
     assert contents(source) == {"1_IM-0001-4001.dcm.png": text, "1_IM-0001-3001.dcm.png": text}
-    assert source.report == {"empty_captions": 1, "pictures_without_captions": 1}
+    assert source.report == {"rows_without_picture": 1, "empty_captions": 1, "pictures_without_captions": 1}
+    (tmp_path / "indiana_projections.csv").unlink()
+    with pytest.raises(UserError, match=r"indiana_reports\.csv: .*indiana_projections\.csv says; put it beside this"):
+        opened("reports", tmp_path, captions="indiana_reports.csv", **ALL)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,15 @@ def asked_in_python(model, task: str, count: int) -> float:
         given["second_texts"] = column("text2")
     probability = model.predict(**given)
     assert probability.shape == (count, len(model.class_names)) and np.allclose(probability.sum(axis=1), 1, atol=1e-5)
+    alone = {name: one[0] for name, one in given.items()}
+    if task == "nlvr":  # one of each but of the second pictures, one of each, and counts that do not agree
+        several = model.predict(**alone | {"second_images": given["second_images"][:3]})
+        np.testing.assert_allclose(several[0], probability[0], atol=1e-5)
+        assert several.shape == (3, 2) and model.predict(**alone).shape == (2,)
+        with pytest.raises(ValueError, match="there are 2 texts and 3 second_images; give as many of each, or one"):
+            model.predict(
+                **alone | {"texts": given["texts"][:2], "second_images": given["second_images"][:3]},
+            )
     right = [
         model.class_names[row.argmax()] == str(example["label"])
         for row, example in zip(probability, examples, strict=True)
