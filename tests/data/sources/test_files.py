@@ -61,9 +61,7 @@ def test_splits_with_files_of_their_own_are_those_that_are_there(root: Path) -> 
 @pytest.mark.parametrize("name", ["captions.json", "captions.jsonl", "captions.txt"])
 def test_columns_are_named_of_tables_alone(root: Path, name: str) -> None:
     (root / name).write_text('{"a.jpg": "A dog"}' if name.endswith("json") else "a\tA dog\n")
-    with pytest.raises(
-        UserError, match=rf"{name} is no table; leave --config\.data\.image_key"
-    ):
+    with pytest.raises(UserError, match=rf"{name} is no table; leave --config\.data\.image_key"):
         open_files(root, captions=name, splits=None, caption_key="title")
 
 
