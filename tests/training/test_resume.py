@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.conftest import toy_flags
+from maskvlm_jax.settings import plain_values
+from tests.conftest import TOY, toy_config, toy_flags
 from tests.training.resuming import PRETRAIN, finish, result, same_as_straight, start, wait_for
 
 
@@ -24,6 +25,22 @@ def test_killed_twice_at_random_moments_and_resumed_equals_the_straight_run(
         assert finish(process) == -signal.SIGKILL
     assert finish(start(workdir, cli_environment)) == 0
     same_as_straight(workdir, finished_run[0])
+
+
+# What each adds to the state: routers, masks from a teacher, centres, a decoder, pictures alone.
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["eve", "syncmask", "semmim", "m3ae_med", "fastmim"])
+def test_any_recipe_that_is_killed_goes_on_to_the_same_result(cli_environment, tmp_path, recipe):
+    config = plain_values.flatten(toy_config(f"recipe={recipe}").to_dict())
+    toy = [f"--config.{name}={config[name]}" for name in TOY if name in config]
+    flags = (f"{PRETRAIN}:recipe={recipe}", *toy, "--config.masking.image_cell=1")
+    assert finish(start(tmp_path / "straight", cli_environment, *flags)) == 0
+    process = start(tmp_path / "killed", cli_environment, *flags)
+    wait_for(process, "step 3")
+    process.kill()
+    assert finish(process) == -signal.SIGKILL
+    assert finish(start(tmp_path / "killed", cli_environment, *flags)) == 0
+    same_as_straight(tmp_path / "killed", tmp_path / "straight")
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
