@@ -121,7 +121,7 @@ def test_matching_is_that_of_the_head_corrected_for_its_prior(model, scenes):
     one = model.match(scenes[1], TEXTS)
     assert one[1] == pytest.approx(pairs[1], rel=1e-5) and model.match(scenes, TEXTS[0])[0] == pytest.approx(pairs[0])
     assert np.ndim(model.match(scenes[0], TEXTS[0])) == 0
-    with pytest.raises(ValueError, match="there are 11 pictures and 3 texts"):
+    with pytest.raises(ValueError, match="there are 11 images and 3 texts"):
         model.match(scenes, TEXTS)
 
 
