@@ -18,7 +18,8 @@ from maskvlm_jax.evaluators.scored_run import ScoredRun
 from maskvlm_jax.runtime import files, metrics, plugins, processes
 from maskvlm_jax.runtime import sheets as sheets_of
 from maskvlm_jax.runtime.errors import UserError, writing
-from maskvlm_jax.settings import ranges, rules
+from maskvlm_jax.settings import rules
+from maskvlm_jax.settings.choices import check_lines
 
 Metrics = dict[str, float]
 
@@ -29,7 +30,7 @@ def evaluator_classes(config: ConfigDict) -> dict[str, type[Evaluator]]:
     Raises:
         UserError: there is no such evaluator.
     """
-    ranges.check_lines(config.evals, "evals", ("name", "during"))
+    check_lines(config.evals, "evals", ("name", "during"))
     found = {
         label: plugins.load("maskvlm_jax.evaluators", one.name, "Evaluator", "evaluator")
         for label, one in config.evals.items()

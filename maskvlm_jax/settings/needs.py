@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from maskvlm_jax.runtime import plugins
 from maskvlm_jax.runtime.errors import UserError
-from maskvlm_jax.settings.ranges import check_choice, check_lines
+from maskvlm_jax.settings.choices import check_choice, check_lines
 
 
 def masker_class(name: str) -> Any:

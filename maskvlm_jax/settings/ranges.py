@@ -5,8 +5,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from maskvlm_jax.runtime.errors import UserError
 
 
@@ -121,24 +119,3 @@ def check(values: Mapping[str, Any]) -> None:
             raise UserError(f"{key} is {shown}; give two numbers{', the smaller first' * (name in _ORDERED)}")
         if name in _ORDERED and parts[0] > parts[1]:
             raise UserError(f"{key} is {shown}; give two numbers, the smaller first")
-
-
-def check_choice(block: ConfigDict, name: str, allowed: tuple[str, ...]) -> None:
-    value = block[name.rsplit(".", 1)[1]]
-    if value not in allowed:
-        raise UserError(f"{name} is {value!r}; choose among {', '.join(allowed)}")
-
-
-def check_lines(block: ConfigDict, name: str, keys: tuple[str, ...]) -> None:
-    """Every line of a block of parts by name gives what a line must give.
-
-    Raises:
-        UserError: naming the line and what it lacks.
-    """
-    for label, one in block.items():
-        if not isinstance(one, ConfigDict) or not isinstance(one.get("name", ""), str):
-            shown = one.to_dict() if isinstance(one, ConfigDict) else one
-            raise UserError(f"{name}.{label} is {shown!r}; give a block with {', '.join(keys)}")
-        lacking = [key for key in keys if key not in one]
-        if lacking:
-            raise UserError(f"{name}.{label} has no {' and no '.join(lacking)}; give {', '.join(keys)}")

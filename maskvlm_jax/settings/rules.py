@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from maskvlm_jax.runtime import plugins
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import needs, plain_values, ranges
+from maskvlm_jax.settings.choices import check_choice, check_lines
 
 
 def check(config: ConfigDict) -> None:
@@ -26,7 +27,7 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"masking.image_cell {config.masking.image_cell} does not divide the {grid} x {grid} grid of patches"
         )
-    ranges.check_lines(config.data.fields, "data.fields", ("name",))
+    check_lines(config.data.fields, "data.fields", ("name",))
     _check_blocks(config)
     _check_fusion(config)
     if config.evaluation.weights == "ema" and not config.optim.ema_decay:
@@ -54,7 +55,7 @@ _BLOCK_CHOICES = {"norm": ("pre", "post"), "activation": ("gelu", "gelu_tanh", "
 
 def active_objectives(config: ConfigDict) -> dict[str, Any]:
     """label -> class of every objective that has a weight."""
-    ranges.check_lines(config.objectives, "objectives", ("name", "weight"))
+    check_lines(config.objectives, "objectives", ("name", "weight"))
     return {label: objective_class(one.name) for label, one in config.objectives.items() if one.weight}
 
 
@@ -106,7 +107,7 @@ def _check_kind(name: str, block: ConfigDict, parts: Mapping[str, str]) -> None:
 def _check_experts(fusion: ConfigDict) -> None:
     """Routed blocks are no more than all blocks, and chosen experts no more than all experts."""
     experts = fusion.experts
-    ranges.check_choice(experts, "model.fusion.experts.lower", ("modality", "shared"))
+    check_choice(experts, "model.fusion.experts.lower", ("modality", "shared"))
     if experts.layers > fusion.depth:
         raise UserError(f"model.fusion.experts.layers {experts.layers} is more than model.fusion.depth {fusion.depth}")
     if experts.top > experts.count:
@@ -118,7 +119,7 @@ def _check_decoder(fusion: ConfigDict) -> None:
     decoder = {"heads": fusion.heads, "width": fusion.width, **fusion.decoder}
     for key, choices in _BLOCK_CHOICES.items():
         if key in fusion.decoder:
-            ranges.check_choice(fusion.decoder, f"model.fusion.decoder.{key}", choices)
+            check_choice(fusion.decoder, f"model.fusion.decoder.{key}", choices)
     if decoder["depth"] < 1:
         raise UserError(f"model.fusion.decoder.depth is {decoder['depth']}; give at least 1")
     if decoder["width"] % decoder["heads"]:
@@ -169,10 +170,10 @@ def _check_fusion(config: ConfigDict) -> None:
 def _check_choices(config: ConfigDict) -> None:
     """Values that are one of a few words."""
     image, fusion = config.model.image, config.model.fusion
-    ranges.check_choice(config.masking, "masking.text_corruption", ("mask", "bert"))
-    ranges.check_choice(config.masking, "masking.policy", ("independent", "modality_aware"))
-    ranges.check_choice(image, "model.image.hidden", ("token", "pixel", "drop", "left_out", "drop_in_fusion", "none"))
-    ranges.check_choice(fusion, "model.fusion.kind", ("cross", "co", "joint", *_DROPPING, "none"))
+    check_choice(config.masking, "masking.text_corruption", ("mask", "bert"))
+    check_choice(config.masking, "masking.policy", ("independent", "modality_aware"))
+    check_choice(image, "model.image.hidden", ("token", "pixel", "drop", "left_out", "drop_in_fusion", "none"))
+    check_choice(fusion, "model.fusion.kind", ("cross", "co", "joint", *_DROPPING, "none"))
     for block, key, choices in (
         (fusion, "model.fusion.streams", ("both", "text")),
         (image, "model.image.embedding", ("patch", "conv")),
@@ -183,14 +184,14 @@ def _check_choices(config: ConfigDict) -> None:
         ),
     ):
         if key.rsplit(".", 1)[1] in block:
-            ranges.check_choice(block, key, choices)
-    ranges.check_choice(config.data, "data.clean", ("none", "albef"))
-    ranges.check_choice(config.evaluation, "evaluation.rerank_score", ("auto", "itm", "itm+itc", "itm+cosine"))
-    ranges.check_choice(config.evaluation, "evaluation.weights", ("params", "ema"))
+            check_choice(block, key, choices)
+    check_choice(config.data, "data.clean", ("none", "albef"))
+    check_choice(config.evaluation, "evaluation.rerank_score", ("auto", "itm", "itm+itc", "itm+cosine"))
+    check_choice(config.evaluation, "evaluation.weights", ("params", "ema"))
     for modality in ("image", "text"):
-        ranges.check_choice(config.model.pooling, f"model.pooling.{modality}", _POOLED)
+        check_choice(config.model.pooling, f"model.pooling.{modality}", _POOLED)
     if config.model.pooling.dropout and config.model.pooling.layers == 1:
         raise UserError("model.pooling.dropout is of the units between two layers; set model.pooling.layers to 2")
-    ranges.check_choice(config.model, "model.temperature_scale", ("log", "linear"))
-    ranges.check_choice(config.model.shared, "model.shared.remat", ("none", "dots", "full"))
-    ranges.check_choice(config.model.shared, "model.shared.dtype", ("auto", "float32", "bfloat16"))
+    check_choice(config.model, "model.temperature_scale", ("log", "linear"))
+    check_choice(config.model.shared, "model.shared.remat", ("none", "dots", "full"))
+    check_choice(config.model.shared, "model.shared.dtype", ("auto", "float32", "bfloat16"))

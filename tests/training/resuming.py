@@ -1,6 +1,7 @@
 """Runs that are started, killed and compared with one that was not."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -31,6 +32,18 @@ def wait_for(process: subprocess.Popen, beginning: str) -> None:
 def finish(process: subprocess.Popen) -> int:
     process.communicate(timeout=600)
     return process.returncode
+
+
+def is_the_same_when_killed(folder, environment, flags, at: str) -> None:
+    """A run that is killed where a line begins with `at`, and started again, against one in folder/straight that is
+    not."""
+    assert finish(start(folder / "straight", environment, *flags)) == 0
+    process = start(folder / "killed", environment, *flags)
+    wait_for(process, at)
+    process.kill()
+    assert finish(process) == -signal.SIGKILL
+    assert finish(start(folder / "killed", environment, *flags)) == 0
+    same_as_straight(folder / "killed", folder / "straight")
 
 
 def same_as_straight(workdir, straight) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from maskvlm_jax.settings import plain_values
 from tests.conftest import TOY, toy_config, toy_flags
-from tests.training.resuming import PRETRAIN, finish, result, same_as_straight, start, wait_for
+from tests.training.resuming import PRETRAIN, finish, is_the_same_when_killed, result, same_as_straight, start, wait_for
 
 
 @pytest.mark.parametrize("seed", [0])
@@ -34,13 +34,7 @@ def test_any_recipe_that_is_killed_goes_on_to_the_same_result(cli_environment, t
     config = plain_values.flatten(toy_config(f"recipe={recipe}").to_dict())
     toy = [f"--config.{name}={config[name]}" for name in TOY if name in config]
     flags = (f"{PRETRAIN}:recipe={recipe}", *toy, "--config.masking.image_cell=1")
-    assert finish(start(tmp_path / "straight", cli_environment, *flags)) == 0
-    process = start(tmp_path / "killed", cli_environment, *flags)
-    wait_for(process, "step 3")
-    process.kill()
-    assert finish(process) == -signal.SIGKILL
-    assert finish(start(tmp_path / "killed", cli_environment, *flags)) == 0
-    same_as_straight(tmp_path / "killed", tmp_path / "straight")
+    is_the_same_when_killed(tmp_path, cli_environment, flags, "step 3/")
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])

@@ -1,7 +1,6 @@
 """Fine-tuning for any task: alike on eight devices, bit for bit after a restart, the same run after a kill."""
 
 import json
-import signal
 
 import jax
 import numpy as np
@@ -19,7 +18,7 @@ from maskvlm_jax.training.checkpoint import Checkpoints
 from maskvlm_jax.training.progress import Progress
 from tests.conftest import toy_config, toy_flags
 from tests.reference import exporting as exports
-from tests.training.resuming import finish, same_as_straight, start, wait_for
+from tests.training.resuming import finish, is_the_same_when_killed, start
 from tests.training.steps import mesh_of, one_device, share_apart
 
 TASKS = ("pairs", "classification", "entailment", "nlvr", "text_assignment", "vqa", "vqa_text")
@@ -78,13 +77,7 @@ def test_a_task_that_is_killed_goes_on_to_the_same_result(cli_environment, tmp_p
     exports.make_workdir(tmp_path / "trained", toy_config())
     flags = [flag for flag in toy_flags(steps=6, evaluation__limit=8) if "decoder" not in flag]
     flags = [f"--config=configs/finetune.py:task={task}", *flags, f"--config.checkpoint={tmp_path / 'trained'}"]
-    assert finish(start(tmp_path / "straight", cli_environment, *flags)) == 0
-    process = start(tmp_path / "killed", cli_environment, *flags)
-    wait_for(process, "step 3/")
-    process.kill()
-    assert finish(process) == -signal.SIGKILL
-    assert finish(start(tmp_path / "killed", cli_environment, *flags)) == 0
-    same_as_straight(tmp_path / "killed", tmp_path / "straight")
+    is_the_same_when_killed(tmp_path, cli_environment, flags, "step 3/")
     # Devices change no more than the last digits of what is scored.
     several = cli_environment | {"JAX_NUM_CPU_DEVICES": "8"}
     scoring = ["--config=configs/evaluate.py", f"--config.checkpoint={tmp_path / 'straight'}"]
