@@ -58,10 +58,10 @@ def check_masker(config: ConfigDict) -> None:
         if key in masker:
             check_choice(masker, f"masking.masker.{key}", choices)
     try:
-        needs = kind(**options).needs()
+        built = kind(**options)
     except TypeError as error:
         raise UserError(f"masking.masker: {error}") from error
-    _check_needs(config, "masking.masker", masker, needs)
+    _check_needs(config, "masking.masker", masker, built.needs())
     if kind.hides_words and config.masking.text_corruption != "mask":
         raise UserError("masking.masker hides words by the mask token; set masking.text_corruption to mask")
     if kind.hides_words and config.masking.whole_word:
