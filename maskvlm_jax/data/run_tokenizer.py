@@ -26,13 +26,15 @@ def check(config: ConfigDict) -> None:
 def resolve_mask_id(config: ConfigDict, workdir: Path | None = None) -> None:
     """Puts the mask token's number in the place of -1, where pictures share it, or words are hidden on the device.
 
+    Args:
+        workdir: of a run that goes on; None for one that begins.
+
     Raises:
         UserError: the tokenizer that is given cannot be read.
     """
     wanted = config.model.get("shared_mask", False) or config.masking.masker
     if wanted and config.model.text.mask_id == -1:
-        made = workdir is not None and buckets.was_made(workdir / "tokenizer")
-        given = str(workdir / "tokenizer") if made else _given(config)
+        given = _given(config) if workdir is None else str(workdir / "tokenizer")
         config.model.text.mask_id = (
             tokenizers.load(given).mask_id if given else tokenizers.SPECIAL.index(tokenizers.MASK)
         )

@@ -6,13 +6,13 @@ import fcntl
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from maskvlm_jax.models.pretrained import encoders
 from maskvlm_jax.runtime import buckets, processes
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import upgrade
@@ -137,11 +137,14 @@ def _is_free(key: str) -> bool:
     return f"{of_one_set}.".startswith(tuple(f"{free}." for free in FREE_KEYS))
 
 
-def _holds_a_run(workdir: Path) -> bool:
-    """Whether something has been trained in a workdir."""
+def of_a_run(workdir: Path) -> Path | None:
+    """A workdir in which something has been trained, which its run goes on with; None for one that has nothing to keep.
+
+    A command that found something wrong after it had claimed the workdir leaves files that no run has used.
+    """
     folders = [workdir / name for name in ("checkpoints", "best") if (workdir / name).is_dir()]
     saved = any(path.name.split(".")[0].isdigit() for folder in folders for path in folder.iterdir())
-    return saved or (workdir / "result.json").exists()
+    return workdir if saved or (workdir / "result.json").exists() else None
 
 
 def claim(workdir: Path, config: ConfigDict, *, alone: bool) -> None:
@@ -163,9 +166,10 @@ def claim(workdir: Path, config: ConfigDict, *, alone: bool) -> None:
         if path.exists():
             there = upgrade.read(path)
             differing = differing_keys(there, wanted)
-            if alone and not _holds_a_run(workdir):
-                if processes.is_main():  # its tokenizer may be of other values, or of other data under the same
-                    shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
+            if alone and not of_a_run(workdir):
+                if processes.is_main():  # what is there may be of other values, or of other data under the same
+                    buckets.remove(workdir / "tokenizer")
+                    (workdir / encoders.FILE).unlink(missing_ok=True)
             elif differing:
                 raise UserError(
                     f"{workdir} belongs to a run with other values of {', '.join(differing)}; "

@@ -21,6 +21,7 @@ from maskvlm_jax.objectives.base import TrainsEmbeddings, objective_of
 from maskvlm_jax.runtime import buckets, files, processes
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.settings import rules
+from maskvlm_jax.settings import workdir as workdirs
 from maskvlm_jax.training import stored_model, train_step
 
 FEATURES, RECORD = "grouping.npy", "grouping.json"  # in the workdir
@@ -46,7 +47,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
             f"grouped; set --config.data.grouping.part={8 * config.batch_size}"
         )
     there = buckets.folder(options.checkpoint) / "config.json"
-    if not (workdir / RECORD).is_file() and not there.is_file():
+    if not workdirs.of_a_run(workdir) and not there.is_file():
         raise UserError(
             f"there is no workdir {options.checkpoint!r} to group examples by; "
             "set --config.data.grouping.checkpoint to the folder of a run or an export"
@@ -66,7 +67,7 @@ def grouped(config: ConfigDict, workdir: Path, source: TrainingSet, mesh: jax.sh
     whole, count = source.part("")
     asked = {"checkpoint": options.checkpoint, "checkpoint_step": options.checkpoint_step}
     asked |= {"examples": count, "data": whole.fingerprint}
-    told, began = record(workdir) or {}, any((workdir / "checkpoints").glob("*"))
+    told, began = record(workdir) or {}, workdirs.of_a_run(workdir)
     processes.barrier("grouping asked for")  # by all, before one of them writes
     # What a command made whose run never began may be of other values. What a run has begun with stays.
     if not told or not (began or asked.items() <= told.items()):

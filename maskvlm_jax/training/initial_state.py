@@ -30,7 +30,7 @@ def check(config: ConfigDict, workdir: Path | None = None) -> None:
     """What a run starts from and reads must be there.
 
     Args:
-        workdir: of the run; where it has checkpoints of its own, that of another run is not read.
+        workdir: of a run that goes on, which needs no more what it started from; None for one that begins.
 
     Raises:
         UserError: no workdir to fine-tune, one of another model, encoders that cannot be read, or a tokenizer that the
@@ -42,12 +42,12 @@ def check(config: ConfigDict, workdir: Path | None = None) -> None:
         raise UserError(f"there is no workdir {config.checkpoint!r}; set --config.checkpoint to the folder of a run")
     if config.checkpoint:
         _check_same_model(config, upgrade.read(buckets.folder(config.checkpoint) / "config.json")["model"])
-        if workdir is None or not any((workdir / "checkpoints").glob("*")):
+        if workdir is None:
             checkpoint.open_run(buckets.folder(config.checkpoint), config.checkpoint_step)[0].close()
-    if workdir is None or not buckets.was_made(workdir / "tokenizer"):
+    if workdir is None:
         run_tokenizer.check(config)
     for modality in encoders.MODALITIES:
-        if config.init[modality] and (workdir is None or not (workdir / encoders.FILE).is_file()):
+        if config.init[modality] and workdir is None:
             encoders.read(config, modality)
 
 

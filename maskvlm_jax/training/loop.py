@@ -26,7 +26,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     rules.check(config)
     workdirs.check_path(workdir)
-    initial_state.check(config, workdir)
+    initial_state.check(config, begun := workdirs.of_a_run(workdir))
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
     sharding.check_batch(config.evaluation.batch_size, 1, mesh)
@@ -40,7 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     count = training_stream.check_batch_size(source, config.batch_size)
     config = config.copy_and_resolve_references()
     run_length.resolve_steps(config, count)
-    run_tokenizer.resolve_mask_id(config, workdir)
+    run_tokenizer.resolve_mask_id(config, begun)
     _report(source)
     cached_features.check(config)
     grouping_features.check(config, workdir)

@@ -47,12 +47,14 @@ def test_a_workdir_in_which_nothing_was_saved_takes_a_new_config(tmp_path):
     workdir, config = tmp_path / "run", toy_config()
     workdirs.claim(workdir, config, alone=True)
     (workdir / "tokenizer").mkdir()
+    (workdir / "initial_weights.json").write_text("{}")  # of encoders that the new run may not start from
+    assert workdirs.of_a_run(workdir) is None
     config.optim.lr = 1e-5
     with pytest.raises(UserError, match="belongs to a run"):  # where another may be, which has not saved yet
         workdirs.claim(workdir, config, alone=False)
     workdirs.claim(workdir, config, alone=True)
     assert workdirs.upgrade.read(workdir / "config.json")["optim"]["lr"] == 1e-5
-    assert not (workdir / "tokenizer").exists()
+    assert not (workdir / "tokenizer").exists() and not (workdir / "initial_weights.json").exists()
     (workdir / "tokenizer").mkdir()
     config.data.root = "elsewhere"  # a free key, but other captions
     workdirs.claim(workdir, config, alone=True)
@@ -61,6 +63,31 @@ def test_a_workdir_in_which_nothing_was_saved_takes_a_new_config(tmp_path):
     config.optim.lr = 1e-4
     with pytest.raises(UserError, match="belongs to a run with other values of optim"):
         workdirs.claim(workdir, config, alone=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--config.data.tokenizer=bert-base-uncased"], "tokenizer folder bert-base-uncased"),
+        (["--config.init.image=nowhere"], "nowhere"),
+        (["--config.data.grouping.checkpoint=nowhere", "--config.data.grouping.part=64"], "nowhere"),
+    ],
+)
+def test_a_refused_command_leaves_a_workdir_in_which_nothing_was_saved_as_it_was(tmp_path, refusal, flags, says):
+    workdirs.claim(tmp_path / "run", toy_config(), alone=True)
+    for name in ("tokenizer/tokenizer.json", "initial_weights.json", "grouping.json"):
+        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("{}")
+
+    def contents():
+        files = (path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock")
+        return {path: path.read_bytes() for path in files}
+
+    before = contents()
+    config = "--config=configs/pretrain.py:recipe=syncmask"
+    process = refusal(config, *toy_flags(), *flags, f"--workdir={tmp_path / 'run'}")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1 and says in process.stderr
+    assert contents() == before
 
 
 def test_a_run_is_no_place_for_the_result_of_an_evaluation(finished_run, refusal):

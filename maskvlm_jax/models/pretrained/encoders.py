@@ -52,7 +52,7 @@ def complete(config: ConfigDict, given: Iterable[str], workdir: Path | None = No
 
     Args:
         given: keys that flags gave.
-        workdir: of the run.
+        workdir: of a run that goes on; None for one that begins.
 
     Raises:
         UserError: there is no such encoder, it is none that the model can hold, or a flag says otherwise.
