@@ -1,6 +1,5 @@
 """What objectives and maskers need of the model and of the training."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,7 +102,9 @@ def _check_needs(config: ConfigDict, name: str, options: Mapping[str, Any], need
         if unmet:
             raise UserError(f"{name} {message}")
     if needs.cell and image.patch % needs.cell:
+        divisors = (cell for cell in range(1, image.patch + 1) if image.patch % cell == 0)
+        nearest = min(divisors, key=lambda cell: abs(cell - needs.cell))
         raise UserError(
-            f"{name}.cell {needs.cell} does not divide model.image.patch {image.patch}; give one that does, such as "
-            f"{math.gcd(needs.cell, image.patch)}"
+            f"{name}.cell {needs.cell} does not divide model.image.patch {image.patch}; "
+            f"set --config.{name}.cell={nearest}"
         )
