@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 TOY = {
     "steps": 6,
     "batch_size": 8,
+    "data.tokenizer_captions": 100,
     "log_every": 1,
     "eval_every": 3,
     "checkpoint_every": 2,
@@ -106,25 +107,14 @@ def cli_environment(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cli(cli_environment):
-    """Runs `python -m maskvlm_jax.main` with flags; returns the finished process."""
-
-    def run(*flags: str, timeout: float = 600) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "maskvlm_jax.main", *map(str, flags)]
-        return subprocess.run(command, cwd=ROOT, env=cli_environment, capture_output=True, text=True, timeout=timeout)
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def refusal(cli_environment):
-    """Runs a command line that ends before anything is trained, without the seconds of its imports; as `cli` does."""
+    """Runs `python -m maskvlm_jax.main`, without the seconds of its imports; returns the finished process."""
     command = [sys.executable, ROOT / "tests" / "forks.py"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=cli_environment, **pipes) as server:
 
-        def run(*flags: str) -> subprocess.CompletedProcess:
+        def run(*flags: str, timeout: int = 600) -> subprocess.CompletedProcess:
             argv = [str(flag) for flag in flags]
-            server.stdin.write(json.dumps(argv) + "\n")
+            server.stdin.write(json.dumps([timeout, argv]) + "\n")
             server.stdin.flush()
             return subprocess.CompletedProcess(argv, *json.loads(server.stdout.readline()))
 

@@ -1,8 +1,8 @@
-"""Command lines, each in a process of its own that has the imports already: for what ends before anything is trained.
+"""Command lines, each in a process of its own that has the imports already.
 
     python tests/forks.py
 
-reads one JSON list of arguments a line, prints one JSON object: exit status, output and errors.
+reads one JSON list a line, the seconds it may take and the arguments; prints one: exit status, output and errors.
 """
 
 import json
@@ -49,11 +49,13 @@ def serve() -> None:
     from maskvlm_jax.training import loop, scoring  # noqa: F401
 
     os.chdir(ROOT)
+    sys.modules["__main__"] = main  # whose text --help begins with
     with tempfile.TemporaryDirectory() as folder:
         out, errors = Path(folder) / "out", Path(folder) / "errors"
         for line in sys.stdin:
-            sys.argv = argv = ["maskvlm_jax/main.py", *json.loads(line)]
-            status = run_alone(lambda argv=argv: main.main(argv), out, errors, 300)
+            seconds, flags = json.loads(line)
+            sys.argv = argv = ["maskvlm_jax/main.py", *flags]
+            status = run_alone(lambda argv=argv: main.main(argv), out, errors, seconds)
             print(json.dumps([status, *(path.read_text(errors="replace") for path in (out, errors))]), flush=True)
 
 

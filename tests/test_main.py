@@ -61,10 +61,10 @@ def test_evaluating_alone_gives_the_run_s_own_metrics_digit_for_digit(cli, finis
     assert alone["protocol"] == own["protocol"]
 
 
-def test_a_finished_run_is_not_trained_again(refusal, finished_run):
+def test_a_finished_run_is_not_trained_again(cli, finished_run):
     workdir, _ = finished_run
     before = json.loads((workdir / "result.json").read_text())
-    process = refusal(PRETRAIN, f"--workdir={workdir}", *toy_flags())
+    process = cli(PRETRAIN, f"--workdir={workdir}", *toy_flags())
     assert process.returncode == 0, process.stderr
     assert json.loads((workdir / "result.json").read_text()) == before
     assert "this run is finished" in process.stdout
@@ -97,9 +97,9 @@ BAD_FLAGS = [
 
 
 @pytest.mark.parametrize("flags, told", BAD_FLAGS, ids=[flags[0] for flags, _ in BAD_FLAGS])
-def test_a_bad_flag_is_one_clear_line_and_status_2(refusal, tmp_path, flags, told):
+def test_a_bad_flag_is_one_clear_line_and_status_2(cli, tmp_path, flags, told):
     workdir = [] if flags[0].startswith("--workdir") else [f"--workdir={tmp_path / 'run'}"]
-    process = refusal(PRETRAIN, *workdir, *flags)
+    process = cli(PRETRAIN, *workdir, *flags)
     assert process.returncode == 2
     assert told in process.stderr
     assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
@@ -115,8 +115,8 @@ def test_a_bad_flag_is_one_clear_line_and_status_2(refusal, tmp_path, flags, tol
     ],
     ids=" ".join,
 )
-def test_a_typo_is_told_however_the_flags_are_written(refusal, flags):
-    process = refusal(*flags)
+def test_a_typo_is_told_however_the_flags_are_written(cli, flags):
+    process = cli(*flags)
     assert process.returncode == 2
     assert process.stderr == "error: there is no config key optm.lr; did you mean optim.lr?\n"
 
@@ -141,8 +141,8 @@ def test_a_length_needs_one_flag_alone(structure, flag, steps, epochs):
         ("configs/evaluate.py", "set --config.checkpoint to the folder of a run"),
     ],
 )
-def test_a_bad_config_is_one_clear_line_and_status_2(refusal, config, told):
-    process = refusal(f"--config={config}")
+def test_a_bad_config_is_one_clear_line_and_status_2(cli, config, told):
+    process = cli(f"--config={config}")
     assert process.returncode == 2
     assert told in process.stderr and process.stderr.count("\n") == 1
 
@@ -156,16 +156,16 @@ def test_ctrl_c_while_a_run_starts_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().out == "SIGINT: stopped; the same command goes on\n"
 
 
-def test_a_workdir_of_another_run_is_refused_with_the_keys_that_differ(refusal, copy_of_run):
+def test_a_workdir_of_another_run_is_refused_with_the_keys_that_differ(cli, copy_of_run):
     before = (copy_of_run / "config.json").read_text()
-    process = refusal(PRETRAIN, f"--workdir={copy_of_run}", *toy_flags(optim__lr=0.5, log_every=2))
+    process = cli(PRETRAIN, f"--workdir={copy_of_run}", *toy_flags(optim__lr=0.5, log_every=2))
     assert process.returncode == 2
     assert "other values of optim.lr;" in process.stderr
     assert (copy_of_run / "config.json").read_text() == before
 
 
-def test_evaluating_a_step_that_is_not_there_names_those_that_are(refusal, finished_run):
-    process = refusal(
+def test_evaluating_a_step_that_is_not_there_names_those_that_are(cli, finished_run):
+    process = cli(
         "--config=configs/evaluate.py", f"--config.checkpoint={finished_run[0]}", "--config.checkpoint_step=5"
     )
     assert process.returncode == 2
@@ -197,16 +197,16 @@ def test_help_tells_flags_and_the_values_of_a_config(cli):
     assert (process.returncode, process.stderr.count("\n")) == (2, 1)
 
 
-def test_more_epochs_than_steps_can_be_counted_are_refused(refusal, tmp_path):
-    process = refusal("--config=configs/pretrain.py", "--config.epochs=1e300", f"--workdir={tmp_path / 'run'}")
+def test_more_epochs_than_steps_can_be_counted_are_refused(cli, tmp_path):
+    process = cli("--config=configs/pretrain.py", "--config.epochs=1e300", f"--workdir={tmp_path / 'run'}")
     assert (process.returncode, process.stderr.count("\n")) == (2, 1) and "give fewer" in process.stderr
 
 
-def test_a_checkpoint_that_cannot_be_read_names_those_that_may(refusal, copy_of_run, tmp_path):
+def test_a_checkpoint_that_cannot_be_read_names_those_that_may(cli, copy_of_run, tmp_path):
     steps = sorted(int(folder.name) for folder in (copy_of_run / "checkpoints").iterdir() if folder.name.isdigit())
     shutil.rmtree(copy_of_run / "checkpoints" / str(steps[-1]) / "params")
     flags = [f"--config.checkpoint={copy_of_run}", f"--workdir={tmp_path / 'scored'}"]
-    process = refusal("--config=configs/evaluate.py", *flags)
+    process = cli("--config=configs/evaluate.py", *flags)
     others = " or ".join(map(str, steps[:-1]))
     assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
     assert (
@@ -214,12 +214,12 @@ def test_a_checkpoint_that_cannot_be_read_names_those_that_may(refusal, copy_of_
     )
 
 
-def test_a_flag_that_has_another_name_now_is_told_the_new_one(refusal):
-    process = refusal(PRETRAIN, "--config.model.fusion.patches=9")
+def test_a_flag_that_has_another_name_now_is_told_the_new_one(cli):
+    process = cli(PRETRAIN, "--config.model.fusion.patches=9")
     assert process.stderr.endswith(
         " model.fusion.patches any more; it is not given: the fusion has it from the encoders\n"
     )
-    process = refusal(PRETRAIN, "--config.evaluation.also=()")
+    process = cli(PRETRAIN, "--config.evaluation.also=()")
     assert process.returncode == 2
     assert process.stderr == "error: there is no config key evaluation.also any more; it is evaluation.extra_splits\n"
 

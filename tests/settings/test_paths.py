@@ -45,16 +45,16 @@ def test_a_locale_without_letters_ends_no_run(tmp_path, cli_environment):
 
 
 @pytest.mark.parametrize("flag", ["--workdir", "--config.data.root", "--config.checkpoint", "--config.data.tokenizer"])
-def test_the_home_of_nobody_is_told(flag, refusal):
-    process = refusal(TRAIN, *toy_flags(), f"{flag}=~nobody-of-that-name/x")
+def test_the_home_of_nobody_is_told(flag, cli):
+    process = cli(TRAIN, *toy_flags(), f"{flag}=~nobody-of-that-name/x")
     assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
     assert "there is no user of that name" in process.stderr
 
 
-def test_a_config_of_the_home_folder_and_a_file_that_is_no_config(refusal):
-    process = refusal("--config=configs/common.py")
+def test_a_config_of_the_home_folder_and_a_file_that_is_no_config(cli):
+    process = cli("--config=configs/common.py")
     assert (process.returncode, process.stderr.count("\n")) == (2, 1) and "has no function get_config" in process.stderr
-    process = refusal("--config=~/none-of-that-name.py")
+    process = cli("--config=~/none-of-that-name.py")
     assert process.stderr.startswith(f"error: there is no config file '{Path.home()}/none-of-that-name.py'")
 
 

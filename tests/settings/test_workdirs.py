@@ -13,10 +13,10 @@ from tests.conftest import ROOT, toy_config, toy_flags
 
 
 @pytest.mark.parametrize("name", ["run [1]", "a]b", "back\\slash"])
-def test_a_workdir_whose_checkpoints_could_not_be_found_is_refused_before_anything_is_made(name, tmp_path, refusal):
+def test_a_workdir_whose_checkpoints_could_not_be_found_is_refused_before_anything_is_made(name, tmp_path, cli):
     with pytest.raises(UserError, match="no checkpoint can be found in a folder with"):
         workdirs.check_path(tmp_path / name / "inner")
-    process = refusal("--config=configs/pretrain.py", *toy_flags(), f"--workdir={tmp_path / name}")
+    process = cli("--config=configs/pretrain.py", *toy_flags(), f"--workdir={tmp_path / name}")
     assert process.returncode == 2 and process.stderr.count("\n") == 1
     assert not (tmp_path / name).exists()
 
@@ -73,7 +73,7 @@ def test_a_workdir_in_which_nothing_was_saved_takes_a_new_config(tmp_path):
         (["--config.data.grouping.checkpoint=nowhere", "--config.data.grouping.part=64"], "nowhere"),
     ],
 )
-def test_a_refused_command_leaves_a_workdir_in_which_nothing_was_saved_as_it_was(tmp_path, refusal, flags, says):
+def test_a_refused_command_leaves_a_workdir_in_which_nothing_was_saved_as_it_was(tmp_path, cli, flags, says):
     workdirs.claim(tmp_path / "run", toy_config(), alone=True)
     for name in ("tokenizer/tokenizer.json", "initial_weights.json", "grouping.json"):
         (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
@@ -85,14 +85,14 @@ def test_a_refused_command_leaves_a_workdir_in_which_nothing_was_saved_as_it_was
 
     before = contents()
     config = "--config=configs/pretrain.py:recipe=syncmask"
-    process = refusal(config, *toy_flags(), *flags, f"--workdir={tmp_path / 'run'}")
+    process = cli(config, *toy_flags(), *flags, f"--workdir={tmp_path / 'run'}")
     assert process.returncode == 2 and process.stderr.count("\n") == 1 and says in process.stderr
     assert contents() == before
 
 
-def test_a_run_is_no_place_for_the_result_of_an_evaluation(finished_run, refusal):
+def test_a_run_is_no_place_for_the_result_of_an_evaluation(finished_run, cli):
     before = (finished_run[0] / "result.json").read_bytes()
-    process = refusal("--config=configs/evaluate.py", f"--config.checkpoint={finished_run[0]}", "-w", finished_run[0])
+    process = cli("--config=configs/evaluate.py", f"--config.checkpoint={finished_run[0]}", "-w", finished_run[0])
     assert process.returncode == 2 and "is the workdir of a run" in process.stderr
     assert (finished_run[0] / "result.json").read_bytes() == before
 

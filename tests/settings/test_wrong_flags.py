@@ -41,8 +41,8 @@ def test_a_set_named_twice_is_refused():
         ("evaluation.best_metric=recall", "choose among auto, i2t_r1"),
     ],
 )
-def test_a_wrong_name_of_the_evaluation_is_told_before_the_first_step(flag, told, tmp_path, refusal):
-    process = refusal("--config=configs/pretrain.py", *toy_flags(), f"--config.{flag}", f"--workdir={tmp_path / 'run'}")
+def test_a_wrong_name_of_the_evaluation_is_told_before_the_first_step(flag, told, tmp_path, cli):
+    process = cli("--config=configs/pretrain.py", *toy_flags(), f"--config.{flag}", f"--workdir={tmp_path / 'run'}")
     assert process.returncode == 2 and process.stderr.count("\n") == 1
     assert told in process.stderr and "first step" not in process.stdout
     assert not (tmp_path / "run").exists()
@@ -67,7 +67,7 @@ def test_words_are_no_numbers():
         ("steps=99999999999999999999", "steps is 1e+20; give at most 2147483647"),
     ],
 )
-def test_blocks_and_numbers_of_another_form_are_told_before_anything_is_made(flag, told, tmp_path, refusal):
-    process = refusal(TRAIN, f"--workdir={tmp_path / 'run'}", f"--config.{flag}")
+def test_blocks_and_numbers_of_another_form_are_told_before_anything_is_made(flag, told, tmp_path, cli):
+    process = cli(TRAIN, f"--workdir={tmp_path / 'run'}", f"--config.{flag}")
     assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
     assert told in process.stderr and not (tmp_path / "run").exists()

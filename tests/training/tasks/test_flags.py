@@ -27,9 +27,9 @@ def refused_for_a_flag(process) -> bool:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_a_command_of_the_page_ends_for_want_of_a_checkpoint_alone(refusal, line):
+def test_a_command_of_the_page_ends_for_want_of_a_checkpoint_alone(cli, line):
     line = re.sub(r"--config\.checkpoint=\S+", "", line.replace("task=NAME", "task=vqa").replace("count=N", "count=7"))
-    process = refusal(*shlex.split(line), "--config.checkpoint=no_such_run", "--workdir=no_such_folder")
+    process = cli(*shlex.split(line), "--config.checkpoint=no_such_run", "--workdir=no_such_folder")
     assert not refused_for_a_flag(process), process.stderr
 
 
@@ -42,10 +42,10 @@ def test_a_command_of_the_page_ends_for_want_of_a_checkpoint_alone(refusal, line
         ("vqa", "--config.data.fields.answers.file=list.txt"),
     ],
 )
-def test_a_flag_that_the_page_names_in_a_sentence_is_there(refusal, task, flag):
+def test_a_flag_that_the_page_names_in_a_sentence_is_there(cli, task, flag):
     assert f"`{flag.split('=')[0]}" in PAGE
     flags = f"--config=configs/finetune.py:task={task}", flag, "--config.checkpoint=no_such_run", "--workdir=none"
-    assert not refused_for_a_flag(refusal(*flags))
+    assert not refused_for_a_flag(cli(*flags))
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,6 @@ def test_a_flag_that_the_page_names_in_a_sentence_is_there(refusal, task, flag):
         ("vqa", "--config.data.fields.answers.least=-1"),
     ],
 )
-def test_a_number_that_makes_no_sense_is_refused(refusal, task, flag):
-    process = refusal(f"--config=configs/finetune.py:task={task}", flag, "--config.checkpoint=x", "--workdir=none")
+def test_a_number_that_makes_no_sense_is_refused(cli, task, flag):
+    process = cli(f"--config=configs/finetune.py:task={task}", flag, "--config.checkpoint=x", "--workdir=none")
     assert process.returncode == 2 and flag.removeprefix("--config.").split("=")[0] in process.stderr

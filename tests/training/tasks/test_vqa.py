@@ -146,9 +146,9 @@ def test_a_file_takes_the_place_of_a_list_that_is_there(tmp_path):
     assert (found["answers"], found["count"], found["file"]) == (("red", "blue"), 2, "")
 
 
-def test_a_list_of_ones_own_is_told_by_its_file(refusal, trained, tmp_path):
+def test_a_list_of_ones_own_is_told_by_its_file(cli, trained, tmp_path):
     make_files(tmp_path)
     flag = f"--config.data.fields.answers.file={tmp_path / 'list.txt'}"
-    process = refusal(*flags_of("vqa", tmp_path, trained), flag, f"--workdir={tmp_path / 'run'}")
+    process = cli(*flags_of("vqa", tmp_path, trained), flag, f"--workdir={tmp_path / 'run'}")
     assert process.returncode == 2 and "list.txt: the list of answers cannot be read" in process.stderr
     assert not (tmp_path / "run" / "config.json").exists()
