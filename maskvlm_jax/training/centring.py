@@ -1,7 +1,7 @@
 """Where the centres of the contrastive space start: at the means of what the encoders give.
 
-Features of an encoder that was trained elsewhere have a large part in common: the mean of DINOv2's is longer than what
-its pictures differ by. A dense layer that reads them learns slowly, for each of its steps moves along that part first.
+Features of an encoder that was trained elsewhere have a large part in common, by which no picture is told from another.
+A dense layer that reads them learns slowly, for that part of them is in each of its steps.
 """
 
 from collections.abc import Iterator, Mapping

@@ -43,7 +43,13 @@ def test_a_notebook_names_the_repository_and_nothing_else_in_the_net(source):
     assert own in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+SLOW = ("fine_tune",)  # trains, tunes and searches
+
+
+@pytest.mark.parametrize(
+    "source",
+    [pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOW else ()) for path in SOURCES],
+)
 def test_a_notebook_runs_and_what_it_asserts_holds(source, cli_environment, monkeypatch, tmp_path):
     for name, value in cli_environment.items():
         monkeypatch.setenv(name, value)
