@@ -8,8 +8,6 @@ logits. Text counts at its full length, padding included.
 A multiply-add is two. Left out are element-wise work, softmax, norms, look-ups and the optimizer.
 """
 
-import math
-from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -36,21 +34,24 @@ def flops_per_pair(config: ConfigDict, batch_size: int) -> dict[str, float]:
     """Forward GFLOP of one image-text pair by part.
 
     Args:
-        config: of a pre-training run of MaskVLM, with SyncMask's masks and momentum contrast or without; of medical
-            M3AE; of EVE, whose experts count where a position goes through them; or of FastMIM, whose pair is a
-            picture.
+        config: of a pre-training run of MaskVLM, with SyncMask's masks and momentum contrast or without; of SemMIM; of
+            medical M3AE; of EVE, whose experts count where a position goes through them; or of FastMIM, whose pair is
+            a picture.
         batch_size: examples that the in-batch losses see at once.
     Raises:
         UserError: another recipe, blocks of another kind, or another masker.
     Returns:
         `image_encoder` and `text_encoder` (all views), `memory` (keys and values that the cross-modality encoders
         read, of medical M3AE those of the first layer with what enters it; EVE has none), `teacher` (all passes of the
-        moving average, where one is read), and each objective by its label: cross-modality encoders and decoder, its
-        head, and for a contrastive one the two projections and the similarity of a pair with the batch and a queue.
+        moving average, where one is read, with its heads), and each objective by its label: cross-modality encoders
+        and decoder, its head, and for a contrastive one the two projections and the similarity of a pair with the batch
+        and a queue.
         Objectives of weight 0 are not there.
     """
-    if config.masking.masker.get("name", "attended") != "attended":
-        raise UserError(f"FLOPs are not counted of the masker {config.masking.masker.name}, but of attended alone")
+    if config.masking.masker.get("name", "attended") not in ("attended", "text_guided"):
+        raise UserError(
+            f"FLOPs are not counted of the masker {config.masking.masker.name}, but of attended and text_guided"
+        )
     if config.masking.masker and config.model.fusion.kind != "cross":
         raise UserError(f"FLOPs of a masker are not counted with a fusion of kind {config.model.fusion.kind}")
     if config.model.fusion.kind == "experts":
@@ -65,8 +66,8 @@ def flops_per_pair(config: ConfigDict, batch_size: int) -> dict[str, float]:
         or config.model.image.hidden in ("pixel", "drop")
     ):
         raise UserError(
-            "FLOPs are counted for recipe=eve, m3ae_med and fastmim, and for recipe=maskvlm and syncmask where their "
-            "encoders see hidden patches as tokens"
+            "FLOPs are counted for recipe=eve, m3ae_med and fastmim, and for recipe=maskvlm, syncmask and semmim where "
+            "their encoders see hidden patches as tokens"
         )
     stacks = [config.model.image, config.model.text, config.objectives.get("masked_image", {}).get("decoder", {})]
     if {config.model.fusion.block_kind, *(stack.get("kind", "dense") for stack in stacks)} != {"dense"}:
@@ -91,34 +92,6 @@ def train_flops_per_pair(config: ConfigDict, batch_size: int) -> float:
     return teacher + 3 * sum(parts.values())
 
 
-def traced_flops(jaxpr: Any) -> float:
-    """FLOPs of the matrix products of a traced function, every loop as often as it runs, of any recipe.
-
-    What is computed anew under `remat` counts. Of branches the dearest counts; a loop of unknown length counts once.
-    """
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-            total += 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
-            continue
-        inner = [traced_flops(body) for body in _bodies(equation.params)]
-        if equation.primitive.name == "cond":
-            total += max(inner)
-        else:
-            total += sum(inner) * equation.params.get("length", 1)
-    return total
-
-
-def _bodies(params: dict[str, Any]) -> Iterator[Any]:
-    """The jaxprs that an equation holds."""
-    for value in params.values():
-        for body in value if isinstance(value, tuple | list) else [value]:
-            if hasattr(body, "eqns"):
-                yield body
-
-
 class _Count:
     """Forward FLOPs of the parts of one config."""
 
@@ -134,14 +107,43 @@ class _Count:
         self._masked_tokens = masked_token_capacity(self._text_length, masking.text_ratio)
         self.objectives = {k: options for k, options in config.objectives.items() if options.weight}
         self._names = {options.name for options in self.objectives.values()}
-        self._masker, self._momentum = masking.masker, "momentum_contrastive" in self._names
-        self.has_teacher = bool(self._masker) or self._momentum
+        self._momentum = "momentum_contrastive" in self._names
+        self._agreement, self._prototype = self._only("agreement"), self._only("masked_prototype")
+        images, texts = "masked" in self._image_views(), "masked" in self._text_views()
+        drawn = images or (texts and masking.masker.get("name") == "attended")
+        self._masker = masking.masker if drawn else {}  # masks that nothing reads are not made
+        self.has_teacher = bool(self._masker or self._momentum or self._agreement or self._prototype)
+
+    def _only(self, name: str) -> Any:
+        """The options of the objective of a name, {} if it is not trained."""
+        return next((options for options in self.objectives.values() if options.name == name), {})
+
+    @property
+    def _crops(self) -> bool:
+        """Whether another crop of each picture is read."""
+        return bool(self._agreement) and self._agreement.between == "crops"
 
     def image_encoder(self) -> float:
-        return len(self._views("masked_image", "masked_text")) * self._one_image()
+        return len(self._image_views()) * self._one_image()
 
     def text_encoder(self) -> float:
-        return len(self._views("masked_text", "masked_image")) * self._one_text()
+        return len(self._text_views()) * self._one_text()
+
+    def _image_views(self) -> set[str]:
+        masked = bool(self._prototype) or (bool(self._agreement) and not self._crops)
+        views = self._views("masked_image", "masked_text") | ({"masked"} if masked else set())
+        return views | ({"clean", "crop"} if self._crops else set())
+
+    def _text_views(self) -> set[str]:
+        return self._views("masked_text", "masked_image") | ({"clean"} if self._predicts_fused else set())
+
+    @property
+    def _predicts_fused(self) -> bool:
+        return bool(self._prototype) and self._prototype.prediction == "fused"
+
+    @property
+    def _targets_fused(self) -> bool:
+        return bool(self._prototype) and self._prototype.target == "fused"
 
     def _one_image(self) -> float:
         patches = dense(self._patches, self._pixels, self._image.width)
@@ -151,14 +153,46 @@ class _Count:
         return self._text.depth * encoder_block(self._text, self._text_length)
 
     def teacher(self) -> float:
-        """Both encoders, and what is read of them: attention of one layer of each stream, projections."""
+        """Both encoders, and what is read of them: attention, projections, fused patches, prototypes."""
         embedded = self._projections() if self._momentum else 0.0
-        attention = 0.0
-        if self._masker:
-            layer = layer_number(self._masker.get("layer", 2), self._fusion.depth)
-            lengths = self._image_length, self._text_length
-            attention = sum(self._attention(layer, *both) for both in (lengths, lengths[::-1]))
-        return self._one_image() + self._one_text() + embedded + attention
+        images = (1 + self._crops) * self._one_image()
+        texts = self._one_text() if self._masker or self._momentum or self._targets_fused else 0.0
+        fused = self._fused_patches() if self._targets_fused else 0.0
+        heads = sum(self._rows(options) * self._prototypes(options) for options in (self._agreement, self._prototype))
+        return images + texts + embedded + fused + heads + self._masks()
+
+    def _masks(self) -> float:
+        """What the masker reads: the attention of one layer of each stream, or of that of words, or cosines."""
+        if not self._masker:
+            return 0.0
+        image, text, masker = self._image_length, self._text_length, self._masker
+        if masker.get("by") == "cosine":
+            return dense(self._patches, self._image.width, 1)
+        layer = layer_number(masker.get("layer", 2), self._fusion.depth)
+        words = self._attention(layer, text, image)
+        return words if masker.name == "text_guided" else words + self._attention(layer, image, text)
+
+    def _fused_patches(self) -> float:
+        """Fused masked patches of one pass, and the memory of words that they read."""
+        return self._fusion.depth * project(self._fusion, self._text_length) + self._fuse_patches()
+
+    def _fuse_patches(self) -> float:
+        image, text, read = self._image_length, self._text_length, self._masked_patches
+        return cross_start(self._fusion, image, read) + cross_finish(self._fusion, image, text, read)
+
+    def _rows(self, options: Any) -> int:
+        """Vectors of an example that are held against those of the teacher."""
+        if not options:
+            return 0
+        return self._masked_patches if options.name == "masked_prototype" else 1 + self._crops
+
+    def _prototypes(self, options: Any) -> float:
+        """The head, of one vector."""
+        if not options:
+            return 0.0
+        head, width = options.head, self._image.width
+        layers = dense(1, width, head.hidden) + dense(1, head.hidden, head.hidden)
+        return layers + dense(1, head.hidden, head.bottleneck) + dense(1, head.bottleneck, head.count)
 
     def _attention(self, layer: int, length: int, context: int) -> float:
         """The weights of a layer of a stream over `context` positions, and all that is below it."""
@@ -171,7 +205,8 @@ class _Count:
 
     def memory(self) -> float:
         images = len(self._others("masked_text")) * project(self._fusion, self._image_length)
-        texts = len(self._others("masked_image")) * project(self._fusion, self._text_length)
+        read = self._others("masked_image") | ({"clean"} if self._predicts_fused else set())
+        texts = len(read) * project(self._fusion, self._text_length)
         return self._fusion.depth * (images + texts)
 
     def objective(self, options: Any) -> float:
@@ -182,6 +217,8 @@ class _Count:
             "contrastive": self._contrastive,
             "momentum_contrastive": self._momentum_contrastive,
             "matching": self._matching,
+            "agreement": self._own_prototypes,
+            "masked_prototype": self._own_prototypes,
         }
         if options.name not in count:
             raise UserError(f"the FLOPs of the objective {options.name} are not known; set its weight to 0")
@@ -198,6 +235,10 @@ class _Count:
         image, text, read = self._image_length, self._text_length, self._masked_tokens
         fusion = cross_start(self._fusion, text, read) + cross_finish(self._fusion, text, image, read)
         return fusion + dense(read, self._text.width, self._text.vocab_size)
+
+    def _own_prototypes(self, options: Any) -> float:
+        fused = self._fuse_patches() if options.get("prediction") == "fused" else 0.0
+        return fused + self._rows(options) * self._prototypes(options)
 
     def _contrastive(self, options: Any) -> float:
         return self._projections() + dense(1, self._embed, self._batch_size)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from maskvlm_jax.plan import flops
 from maskvlm_jax.plan.slices import GIB, Slice
+from maskvlm_jax.plan.traced import traced_flops
 from maskvlm_jax.runtime import sharding
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.training import build
@@ -57,7 +57,7 @@ def compile_step(config: ConfigDict, where: Slice, options: dict[str, str] | Non
             compiled = traced.lower(lowering_platforms=("tpu",)).compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             raise too_large(error, _bytes_a_device(state)) or error from None
-    return Compiled(compiled, flops.traced_flops(traced.jaxpr), dict(mesh.shape))
+    return Compiled(compiled, traced_flops(traced.jaxpr), dict(mesh.shape))
 
 
 def devices_of(where: Slice) -> list[Any]:

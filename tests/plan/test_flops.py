@@ -11,6 +11,7 @@ from configs import pretrain
 from maskvlm_jax.data.examples import batch_shapes
 from maskvlm_jax.objectives.learner import Learner
 from maskvlm_jax.plan import flops
+from maskvlm_jax.plan.traced import traced_flops
 from maskvlm_jax.runtime.errors import UserError
 from maskvlm_jax.training import build
 from tests.conftest import toy_config
@@ -63,12 +64,13 @@ def traced_gflops(config, *, training: bool = False) -> float:
         learner, more = nnx.merge(graphdef, params), {}
         if config.optim.ema_decay:
             more = {"teacher": nnx.merge(graphdef, jax.lax.stop_gradient(params)), "queue": learner.make_queue()}
+            more["kept"] = learner.first_kept()
         return learner(batch, key, **more)[0]
 
     function = jax.value_and_grad(loss) if training else loss
     traced = jax.make_jaxpr(function)(params, shapes(config), jax.eval_shape(jax.random.key, 0)).jaxpr
     used, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))  # XLA leaves out what nothing reads
-    return flops.traced_flops(used) / BATCH_SIZE / 1e9
+    return traced_flops(used) / BATCH_SIZE / 1e9
 
 
 def patch_embedding_gflops(config) -> float:
@@ -147,6 +149,30 @@ def test_a_part_for_every_objective_that_has_a_weight():
 def test_the_batch_counts_in_the_similarity_alone():
     small, large = (flops.flops_per_pair(toy_config(), size) for size in (8, 16))
     assert {name for name in small if small[name] != large[name]} == {"contrastive"}
+
+
+SEMMIM = {
+    "semmim": {},
+    "images_alone": {
+        "objectives__masked_prototype__prediction": "image",
+        "objectives__masked_prototype__target": "image",
+    },
+    "cosine": {"masking__masker__by": "cosine", "objectives__masked_prototype__target": "image"},
+    "first_layer": {"masking__masker__layer": 0, "model__fusion__depth": 3},
+    "pixels": {"objectives__masked_image__weight": 1.0, "objectives__agreement__weight": 0.0},
+    "agreement_alone": {
+        f"objectives__{name}__weight": 0.0 for name in ("masked_prototype", "masked_text", "contrastive", "matching")
+    },
+}
+
+
+@pytest.mark.parametrize("crops", [False, True], ids=["masks", "crops"])
+@pytest.mark.parametrize("name", SEMMIM)
+def test_flops_of_prototypes_are_those_of_the_traced_program(name, crops):
+    config = toy_config("recipe=semmim,data=" + ("flickr8k" if crops else "scenes"), **SEMMIM[name])
+    parts = flops.flops_per_pair(config, BATCH_SIZE)
+    assert sum(parts.values()) == pytest.approx(traced_gflops(config), rel=1e-9)
+    assert parts["teacher"] > 0
 
 
 EXPERTS = {
@@ -243,6 +269,6 @@ def test_traced_flops_by_hand():
         again = jax.checkpoint(lambda x: x @ w)(once)
         return jax.lax.cond(jnp.sum(again) > 0, lambda x: x @ w @ w, lambda x: x, again)  # the dearer branch: 2
 
-    assert flops.traced_flops(jax.make_jaxpr(run)(x, w).jaxpr) == (5 + 1 + 2) * 2 * 3 * 4 * 4
+    assert traced_flops(jax.make_jaxpr(run)(x, w).jaxpr) == (5 + 1 + 2) * 2 * 3 * 4 * 4
     batched = jax.make_jaxpr(lambda a, b: jnp.einsum("bij,bkj->bik", a, b))(jnp.ones((2, 3, 5)), jnp.ones((2, 7, 5)))
-    assert flops.traced_flops(batched.jaxpr) == 2 * 2 * 3 * 5 * 7
+    assert traced_flops(batched.jaxpr) == 2 * 2 * 3 * 5 * 7
