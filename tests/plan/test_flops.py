@@ -175,6 +175,13 @@ def test_flops_of_prototypes_are_those_of_the_traced_program(name, crops):
     assert parts["teacher"] > 0
 
 
+@pytest.mark.parametrize(("data", "views"), [("scenes", 2), ("flickr8k", 3)])
+def test_a_teacher_and_its_prototypes_have_no_backward_pass(data, views):
+    config = toy_config(f"recipe=semmim,data={data}")
+    expected = traced_gflops(config, training=True) + views * patch_embedding_gflops(config)
+    assert flops.train_flops_per_pair(config, BATCH_SIZE) == pytest.approx(expected, rel=1e-9)
+
+
 EXPERTS = {
     "eve": {},
     "not_balanced": {"objectives__load_balance__weight": 0.0},

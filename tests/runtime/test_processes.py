@@ -63,7 +63,8 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_one_process_goes_on(p
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "devices"), [(2, 4), (4, 1)])
 def test_processes_together_train_as_one(pod, cli, tmp_path, count, devices):
-    flags = toy_flags(steps=20, eval_every=10, checkpoint_every=10)
+    # Centres start from means over the batches of all processes.
+    flags = toy_flags(steps=20, eval_every=10, checkpoint_every=10, model__pooling__centred=True)
     straight, workdir = tmp_path / "straight", tmp_path / "pod"
     process = cli(CONFIG, f"--workdir={straight}", *flags)
     assert process.returncode == 0, process.stderr
