@@ -110,7 +110,7 @@ class _Count:
         self._momentum = "momentum_contrastive" in self._names
         self._agreement, self._prototype = self._only("agreement"), self._only("masked_prototype")
         images, texts = "masked" in self._image_views(), "masked" in self._text_views()
-        drawn = images or (texts and masking.masker.get("name") == "attended")
+        drawn = images or (texts and masking.masker.get("name", "attended") == "attended")
         self._masker = masking.masker if drawn else {}  # masks that nothing reads are not made
         self.has_teacher = bool(self._masker or self._momentum or self._agreement or self._prototype)
 
