@@ -9,8 +9,14 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-# Programs of toy size: quick to compile counts for more than quick to run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    # Programs of toy size: quick to compile counts for more than quick to run.
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    # Eight devices share few cores, with other work beside them: one that others wait for longer than XLA's 40 s is
+    # late, and no reason to end the process.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300",
+)
 
 import pytest
 
@@ -112,7 +118,7 @@ def cli(cli_environment):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=cli_environment, **pipes) as server:
 
-        def run(*flags: str, timeout: int = 600) -> subprocess.CompletedProcess:
+        def run(*flags: str, timeout: int = 300) -> subprocess.CompletedProcess:
             argv = [str(flag) for flag in flags]
             server.stdin.write(json.dumps([timeout, argv]) + "\n")
             server.stdin.flush()
