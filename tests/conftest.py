@@ -113,7 +113,7 @@ def cli_environment(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cli(cli_environment):
-    """Runs `python -m maskvlm_jax.main`, without the seconds of its imports; returns the finished process."""
+    """Runs `python -m maskvlm_jax.main` without the seconds of its imports, see tests/forks.py; returns what it did."""
     command = [sys.executable, ROOT / "tests" / "forks.py"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=cli_environment, **pipes) as server:
@@ -122,7 +122,9 @@ def cli(cli_environment):
             argv = [str(flag) for flag in flags]
             server.stdin.write(json.dumps([timeout, argv]) + "\n")
             server.stdin.flush()
-            return subprocess.CompletedProcess(argv, *json.loads(server.stdout.readline()))
+            reply = server.stdout.readline()
+            assert reply, "tests/forks.py has ended"
+            return subprocess.CompletedProcess(argv, *json.loads(reply))
 
         yield run
         server.stdin.close()

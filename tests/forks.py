@@ -2,9 +2,11 @@
 
     python tests/forks.py
 
-reads one JSON list a line, the seconds it may take and the arguments; prints one: exit status, output and errors.
+reads one JSON list a line, the seconds it may take and the arguments; prints one: exit status, output and errors. What
+a process does after its command's last line, the end of the interpreter, is left out.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -17,15 +19,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_alone(work: Callable[[], int], out: Path, errors: Path, seconds: int) -> int:
-    """Runs `work` in a fork with its output in files; returns its status, 124 where it took too long."""
+    """Runs `work` in a fork with its output in files; returns its status, 124 where it took too long.
+
+    Processes that it started, and left, end with it.
+    """
     child = os.fork()
     if child == 0:
         try:
+            os.setsid()
             for number, path in ((1, out), (2, errors)):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
             sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-            signal.alarm(seconds)
             status = work()
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
@@ -37,9 +42,18 @@ def run_alone(work: Callable[[], int], out: Path, errors: Path, seconds: int) ->
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+    late = []
+
+    def end(*_) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, lambda *_: (late.append(True), end()))
+    signal.alarm(seconds)
     _, status = os.waitpid(child, 0)
-    status = os.waitstatus_to_exitcode(status)
-    return 124 if status == -signal.SIGALRM else status
+    signal.alarm(0)
+    end()
+    return 124 if late else os.waitstatus_to_exitcode(status)
 
 
 def serve() -> None:

@@ -11,21 +11,24 @@ PACKAGE = ROOT / "maskvlm_jax"
 
 def imports() -> dict[str, set[str]]:
     """module -> modules of the package that it imports, anywhere in its code."""
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    paths = PACKAGE.rglob("*.py")
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
     found = {}
     for name, path in names.items():
         found[name] = set()
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{name}: a relative import"
                 told = [f"{node.module}.{alias.name}" for alias in node.names]
             elif isinstance(node, ast.Import):
                 told = [alias.name for alias in node.names]
             else:
                 continue
             for one in told:
-                # A function or class is of the module before the last dot; a package is imported for what it holds.
+                # A function or class is of the module before the last dot.
                 module = one if one in names else one.rpartition(".")[0]
-                if module in names and module != name:
+                if module.partition(".")[0] == PACKAGE.name:
+                    assert module in names, f"{name}: {one}"
                     found[name].add(module)
     return found
 
@@ -33,7 +36,7 @@ def imports() -> dict[str, set[str]]:
 def room(module: str) -> str:
     """The room of the table that a module belongs to; "commands" of files beside the rooms and of their commands."""
     parts = module.split(".")[1:]
-    if len(parts) < 2 or parts[-1] == "__main__":
+    if not parts or parts[-1] == "__main__" or not (PACKAGE / parts[0]).is_dir():
         return "commands"
     return "models/pretrained" if parts[:2] == ["models", "pretrained"] else parts[0]
 

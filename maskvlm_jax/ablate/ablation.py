@@ -30,7 +30,7 @@ from maskvlm_jax.ablate.grids import Scores
 from maskvlm_jax.runtime import buckets, metrics
 from maskvlm_jax.runtime.errors import Stopped, UserError
 from maskvlm_jax.runtime.files import read_json
-from maskvlm_jax.settings import ranges
+from maskvlm_jax.settings import ranges, run_folder
 from maskvlm_jax.settings import workdir as workdirs
 from maskvlm_jax.settings.plain_values import flatten
 
@@ -254,7 +254,7 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
     """
     path, free = workdir / "grid.json", ("seeds", "rows", "metrics", "plotted", "data_root", "name", "parallel")
     wanted = json.loads(config.to_json())
-    begun = any(folder.is_dir() and folder.name != "compiled" for folder in workdir.iterdir())
+    begun = any(run_folder.of_a_run(path.parent) for path in workdir.glob("*/seed*/*/config.json"))
     if path.exists() and begun:
         there = read_json(path)
         differing = sorted(key for key in wanted if key not in free and there.get(key) != wanted[key])

@@ -48,7 +48,7 @@ def flops_per_pair(config: ConfigDict, batch_size: int) -> dict[str, float]:
         and a queue.
         Objectives of weight 0 are not there.
     """
-    if config.masking.masker.get("name", "attended") not in ("attended", "text_guided"):
+    if config.masking.masker and config.masking.masker.name not in ("attended", "text_guided"):
         raise UserError(
             f"FLOPs are not counted of the masker {config.masking.masker.name}, but of attended and text_guided"
         )
@@ -109,9 +109,11 @@ class _Count:
         self._names = {options.name for options in self.objectives.values()}
         self._momentum = "momentum_contrastive" in self._names
         self._agreement, self._prototype = self._only("agreement"), self._only("masked_prototype")
-        images, texts = "masked" in self._image_views(), "masked" in self._text_views()
-        drawn = images or (texts and masking.masker.get("name", "attended") == "attended")
-        self._masker = masking.masker if drawn else {}  # masks that nothing reads are not made
+        # Masks that nothing reads are not made.
+        self._masks_image = bool(masking.masker) and "masked" in self._image_views()
+        both = bool(masking.masker) and masking.masker.name == "attended"
+        self._masks_text = both and "masked" in self._text_views()
+        self._masker = masking.masker if self._masks_image or self._masks_text else {}
         self.has_teacher = bool(self._masker or self._momentum or self._agreement or self._prototype)
 
     def _only(self, name: str) -> Any:
@@ -169,8 +171,8 @@ class _Count:
         if masker.get("by") == "cosine":
             return dense(self._patches, self._image.width, 1)
         layer = layer_number(masker.get("layer", 2), self._fusion.depth)
-        words = self._attention(layer, text, image)
-        return words if masker.name == "text_guided" else words + self._attention(layer, image, text)
+        of_patches = self._attention(layer, text, image) if self._masks_image else 0.0
+        return of_patches + (self._attention(layer, image, text) if self._masks_text else 0.0)
 
     def _fused_patches(self) -> float:
         """Fused masked patches of one pass, and the memory of words that they read."""

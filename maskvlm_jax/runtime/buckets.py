@@ -9,7 +9,6 @@ import importlib.util
 import logging
 import os
 import re
-import shutil
 import socket
 import tempfile
 import urllib.request
@@ -159,11 +158,3 @@ def making(target: Path) -> Iterator[Path]:
 def was_made(target: Path) -> bool:
     """Whether a folder is there with all that `making` puts into it."""
     return target.is_dir() and not (target / _PARTIAL).exists()
-
-
-def remove(target: Path) -> None:
-    """Deletes a folder with all that is in it, if it is there."""
-    if not is_remote(target):
-        shutil.rmtree(target, ignore_errors=True)
-    elif target.exists():
-        target.rmtree()

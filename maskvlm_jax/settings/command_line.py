@@ -20,9 +20,9 @@ from maskvlm_jax.models.pretrained import encoders
 from maskvlm_jax.runtime import buckets, host
 from maskvlm_jax.runtime.errors import Absent, Stopped, UserError, first_line, is_of_store
 from maskvlm_jax.settings.plain_values import check_blocks_given, expand_paths, flatten
+from maskvlm_jax.settings.run_folder import of_a_run
 from maskvlm_jax.settings.run_length import set_aside
 from maskvlm_jax.settings.upgrade import RENAMED
-from maskvlm_jax.settings.workdir import of_a_run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:structure], see configs/", lock_config=True)
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "joins several processes: auto, or HOST:PORT of process 0")
@@ -73,7 +73,8 @@ def parse(argv: list[str], *, tasks: tuple[str, ...]) -> tuple[ConfigDict, Path]
     if task not in tasks:
         raise UserError(f"config.task is {task!r}; this program takes a config of {' or '.join(tasks)}")
     workdir = buckets.folder(_WORKDIR.value or default_workdir(config))
-    encoders.complete(config, config_flags.get_override_values(flags.FLAGS["config"]), of_a_run(workdir))
+    if "init" in config:
+        encoders.complete(config, config_flags.get_override_values(flags.FLAGS["config"]), of_a_run(workdir))
     return config, workdir
 
 

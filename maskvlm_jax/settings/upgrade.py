@@ -28,9 +28,12 @@ def read(path: Path) -> dict[str, Any]:
     """The config of a workdir, as this release would have written it.
 
     Raises:
-        UserError: it does not exist or is damaged.
+        UserError: it does not exist, is damaged, or is of no run.
     """
-    return upgrade(read_json(path))
+    config = read_json(path)
+    if not isinstance(config, dict) or not {"model", "data", "optim"} <= config.keys():
+        raise UserError(f"{path} is not the config of a run; give another folder")
+    return upgrade(config)
 
 
 def write(path: Path, config: dict[str, Any]) -> None:

@@ -6,16 +6,15 @@ import fcntl
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from maskvlm_jax.models.pretrained import encoders
 from maskvlm_jax.runtime import buckets, processes
 from maskvlm_jax.runtime.errors import UserError
-from maskvlm_jax.settings import upgrade
+from maskvlm_jax.settings import run_folder, upgrade
 from maskvlm_jax.settings.plain_values import flatten, to_json
 
 # Keys that may differ between the runs that share a workdir: they change no parameter.
@@ -38,6 +37,9 @@ FREE_KEYS = (
     "model.shared.remat",
     "model.shared.unroll",
 )
+
+# Of these what a command makes before anything is trained depends on too: tokenizer, and what encoders are.
+_MADE_OF = ("init", "data.root")
 
 
 def check_path(folder: Path) -> None:
@@ -108,10 +110,10 @@ def locked(folder: Path, *, who: str = "run", kind: str = "workdir", flag: str =
         yield True
 
 
-def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys, FREE_KEYS aside, whose values differ between two configs."""
+def differing_keys(old: dict[str, Any], new: dict[str, Any], free: Sequence[str] = FREE_KEYS) -> list[str]:
+    """Keys, `free` ones and what is in them aside, whose values differ between two configs."""
     old, new = flatten(old), flatten(new)
-    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not _is_free(key))
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not _is_in(key, free))
 
 
 def as_flags(keys: list[str], values: dict[str, Any]) -> str:
@@ -132,19 +134,9 @@ def _is_empty_block(values: Any, block: str) -> bool:
     return values == {}
 
 
-def _is_free(key: str) -> bool:
+def _is_in(key: str, blocks: Sequence[str]) -> bool:
     of_one_set = re.sub(r"^data\.mixture\.[^.]+\.", "data.", key)
-    return f"{of_one_set}.".startswith(tuple(f"{free}." for free in FREE_KEYS))
-
-
-def of_a_run(workdir: Path) -> Path | None:
-    """A workdir in which something has been trained, which its run goes on with; None for one that has nothing to keep.
-
-    A command that found something wrong after it had claimed the workdir leaves files that no run has used.
-    """
-    folders = [workdir / name for name in ("checkpoints", "best") if (workdir / name).is_dir()]
-    saved = any(path.name.split(".")[0].isdigit() for folder in folders for path in folder.iterdir())
-    return workdir if saved or (workdir / "result.json").exists() else None
+    return f"{of_one_set}.".startswith(tuple(f"{block}." for block in blocks))
 
 
 def claim(workdir: Path, config: ConfigDict, *, alone: bool) -> None:
@@ -156,25 +148,28 @@ def claim(workdir: Path, config: ConfigDict, *, alone: bool) -> None:
         alone: no other run can be in the workdir; otherwise one may be there that has not saved yet.
 
     Raises:
-        UserError: the folder cannot be written, or its config differs in a key that matters.
+        UserError: the folder cannot be written, holds something else, or its config differs in a key that matters.
     """
     path, wanted = workdir / "config.json", to_json(config)
+    begun = run_folder.of_a_run(workdir)
+    # What was made in there is used again where another run may be, so it must be of the same values.
+    free = FREE_KEYS if begun else tuple(key for key in FREE_KEYS if key not in _MADE_OF)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if (workdir / EXPORT).exists():
             raise UserError(f"{workdir} is an export; start from it by --config.checkpoint, in another --workdir")
         if path.exists():
             there = upgrade.read(path)
-            differing = differing_keys(there, wanted)
-            if alone and not of_a_run(workdir):
+            if alone and not begun:
                 if processes.is_main():  # what is there may be of other values, or of other data under the same
-                    buckets.remove(workdir / "tokenizer")
-                    (workdir / encoders.FILE).unlink(missing_ok=True)
-            elif differing:
+                    run_folder.discard_made(workdir, given_tokenizer=config.data.tokenizer)
+            elif differing := differing_keys(there, wanted, free):
                 raise UserError(
                     f"{workdir} belongs to a run with other values of {', '.join(differing)}; "
                     f"use another --workdir, or its values to go on: {as_flags(differing, there)}"
                 )
+        elif run_folder.holds_results(workdir):
+            raise UserError(f"{workdir} holds results but no config.json to go on with; use another --workdir")
         if processes.is_main():
             upgrade.write(path, wanted)
     except OSError as error:

@@ -20,16 +20,19 @@ from maskvlm_jax.evaluators.predictor import Functions, Predictor
 from maskvlm_jax.objectives.base import TrainsEmbeddings, objective_of
 from maskvlm_jax.runtime import buckets, files, processes
 from maskvlm_jax.runtime.errors import UserError
-from maskvlm_jax.settings import rules
-from maskvlm_jax.settings import workdir as workdirs
+from maskvlm_jax.settings import rules, run_folder
+from maskvlm_jax.settings.run_folder import GROUPING_FEATURES as FEATURES
+from maskvlm_jax.settings.run_folder import GROUPING_RECORD as RECORD
 from maskvlm_jax.training import stored_model, train_step
 
-FEATURES, RECORD = "grouping.npy", "grouping.json"  # in the workdir
 BATCH = 128
 
 
-def check(config: ConfigDict, workdir: Path) -> None:
+def check(config: ConfigDict, workdir: Path, *, begun: bool) -> None:
     """To be called before anything is written.
+
+    Args:
+        begun: the workdir's run goes on, with what it has.
 
     Raises:
         UserError: what the examples are grouped by is not there, or the run cannot read it.
@@ -47,7 +50,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
             f"grouped; set --config.data.grouping.part={8 * config.batch_size}"
         )
     there = buckets.folder(options.checkpoint) / "config.json"
-    if not workdirs.of_a_run(workdir) and not there.is_file():
+    if not begun and not there.is_file():
         raise UserError(
             f"there is no workdir {options.checkpoint!r} to group examples by; "
             "set --config.data.grouping.checkpoint to the folder of a run or an export"
@@ -67,7 +70,7 @@ def grouped(config: ConfigDict, workdir: Path, source: TrainingSet, mesh: jax.sh
     whole, count = source.part("")
     asked = {"checkpoint": options.checkpoint, "checkpoint_step": options.checkpoint_step}
     asked |= {"examples": count, "data": whole.fingerprint}
-    told, began = record(workdir) or {}, workdirs.of_a_run(workdir)
+    told, began = record(workdir) or {}, run_folder.of_a_run(workdir)
     processes.barrier("grouping asked for")  # by all, before one of them writes
     # What a command made whose run never began may be of other values. What a run has begun with stays.
     if not told or not (began or asked.items() <= told.items()):

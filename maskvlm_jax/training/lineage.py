@@ -33,8 +33,14 @@ def lineage_of(
         "step": step,
         "stream": progress.stream["rows"],  # fingerprint of the examples that were read, see `data.ledger`
         "parameters_sha256": train_step.parameters_sha256(params),
-        **({"grouped_by": grouped_by} if (grouped_by := grouping_features.record(workdir)) else {}),
+        **_grouped_by(workdir, trained_on),
     }
+
+
+def _grouped_by(workdir: Path, trained_on: ConfigDict) -> dict[str, Any]:
+    grouped = trained_on.get("grouping", {}).get("checkpoint")
+    record = grouping_features.record(workdir) if grouped else None
+    return {"grouped_by": record} if record else {}
 
 
 def examples_trained_on(config: ConfigDict, trained_on: ConfigDict) -> dict[str, int]:

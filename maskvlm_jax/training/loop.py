@@ -11,7 +11,7 @@ from maskvlm_jax.data.sources.training_set import TrainingSet
 from maskvlm_jax.evaluators import evaluation as evaluations
 from maskvlm_jax.runtime import files, sharding
 from maskvlm_jax.runtime.errors import UserError
-from maskvlm_jax.settings import rules, run_length
+from maskvlm_jax.settings import rules, run_folder, run_length
 from maskvlm_jax.settings import workdir as workdirs
 from maskvlm_jax.training import build, cached_features, grouping_features, initial_state, lineage
 from maskvlm_jax.training.trainer import Trainer
@@ -26,7 +26,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     rules.check(config)
     workdirs.check_path(workdir)
-    initial_state.check(config, begun := workdirs.of_a_run(workdir))
+    initial_state.check(config, begun := run_folder.of_a_run(workdir))
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, config.optim.accumulate, mesh)
     sharding.check_batch(config.evaluation.batch_size, 1, mesh)
@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     run_tokenizer.resolve_mask_id(config, begun)
     _report(source)
     cached_features.check(config)
-    grouping_features.check(config, workdir)
+    grouping_features.check(config, workdir, begun=begun is not None)
     if frozen := build.frozen_parameters(config):
         print(f"{sum(frozen.values()):,} parameters stay as they are (optim.freeze):", *frozen, sep="\n  ")
     with workdirs.locked(workdir) as alone:

@@ -90,6 +90,8 @@ MOMENTUM = {
     "first_layer": {"model__fusion__depth": 3, "masking__masker__layer": 0},
     "last_of_four_layers": {"model__fusion__depth": 4, "masking__masker__layer": -1, "model__fusion__mlp_ratio": 3},
     "masks_alone": {"objectives__contrastive__weight": 0.0},
+    "patches_alone": {"objectives__masked_text__weight": 0.0},
+    "words_alone": {"objectives__masked_image__weight": 0.0},
     "not_matched": {"objectives__matching__weight": 0.0, "objectives__contrastive__queue": 10},
 }
 

@@ -1,5 +1,6 @@
 """A workdir belongs to one run: what is refused, what is locked, and what may be claimed anew."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from maskvlm_jax.runtime.errors import UserError
+from maskvlm_jax.settings import run_folder
 from maskvlm_jax.settings import workdir as workdirs
 from maskvlm_jax.training import checkpoint
 from tests.conftest import ROOT, toy_config, toy_flags
@@ -48,21 +50,56 @@ def test_a_workdir_in_which_nothing_was_saved_takes_a_new_config(tmp_path):
     workdirs.claim(workdir, config, alone=True)
     (workdir / "tokenizer").mkdir()
     (workdir / "initial_weights.json").write_text("{}")  # of encoders that the new run may not start from
-    assert workdirs.of_a_run(workdir) is None
+    (workdir / "grouping.json").write_text("{}")
+    (workdir / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)  # a save that was cut off
+    assert run_folder.of_a_run(workdir) is None
     config.optim.lr = 1e-5
     with pytest.raises(UserError, match="belongs to a run"):  # where another may be, which has not saved yet
         workdirs.claim(workdir, config, alone=False)
     workdirs.claim(workdir, config, alone=True)
     assert workdirs.upgrade.read(workdir / "config.json")["optim"]["lr"] == 1e-5
-    assert not (workdir / "tokenizer").exists() and not (workdir / "initial_weights.json").exists()
+    assert {path.name for path in workdir.iterdir()} == {"config.json", "checkpoints"}
     (workdir / "tokenizer").mkdir()
     config.data.root = "elsewhere"  # a free key, but other captions
     workdirs.claim(workdir, config, alone=True)
     assert not (workdir / "tokenizer").exists()
+    (workdir / "tokenizer").mkdir()
+    config.data.root = "a third"
+    with pytest.raises(UserError, match=r"other values of data\.root"):  # what is there would be taken for its own
+        workdirs.claim(workdir, config, alone=False)
     (workdir / "checkpoints" / "20.damaged").mkdir(parents=True)  # something was trained here
     config.optim.lr = 1e-4
     with pytest.raises(UserError, match="belongs to a run with other values of optim"):
         workdirs.claim(workdir, config, alone=True)
+
+
+def test_a_tokenizer_of_the_user_s_stays_in_the_workdir(tmp_path):
+    folder = tmp_path / "tokenizer"
+    config = toy_config(data__tokenizer=str(folder))
+    workdirs.claim(tmp_path, config, alone=True)
+    folder.mkdir()
+    workdirs.claim(tmp_path, config, alone=True)
+    assert folder.is_dir()
+
+
+def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path):
+    (tmp_path / "there").mkdir()
+    workdirs.claim(tmp_path / "run", toy_config(), alone=True)
+    (tmp_path / "run" / "tokenizer").symlink_to(tmp_path / "there")
+    workdirs.claim(tmp_path / "run", toy_config(), alone=True)
+    assert not (tmp_path / "run" / "tokenizer").is_symlink() and (tmp_path / "there").is_dir()
+
+
+def test_the_folder_of_an_evaluation_or_of_others_is_no_workdir(tmp_path):
+    for name in ("scored/result.json", "saved/checkpoints/1000", "encoder/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / "scored" / "result.json").write_text("{}")
+    (tmp_path / "saved" / "checkpoints" / "1000").mkdir()
+    (tmp_path / "encoder" / "config.json").write_text('{"model_type": "bert"}')
+    for name, says in (("scored", "no config.json"), ("saved", "no config.json"), ("encoder", "not the config")):
+        assert run_folder.of_a_run(tmp_path / name) is None
+        with pytest.raises(UserError, match=says):
+            workdirs.claim(tmp_path / name, toy_config(), alone=True)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +112,10 @@ def test_a_workdir_in_which_nothing_was_saved_takes_a_new_config(tmp_path):
 )
 def test_a_refused_command_leaves_a_workdir_in_which_nothing_was_saved_as_it_was(tmp_path, cli, flags, says):
     workdirs.claim(tmp_path / "run", toy_config(), alone=True)
+    of_encoders = {"image": {"values": {}}, "text": {"values": {}}}  # which no run has started from
     for name in ("tokenizer/tokenizer.json", "initial_weights.json", "grouping.json"):
         (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "run" / name).write_text("{}")
+        (tmp_path / "run" / name).write_text(json.dumps(of_encoders))
 
     def contents():
         files = (path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock")

@@ -2,12 +2,14 @@
 
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
 from configs import common, data_sets
 from maskvlm_jax.runtime.errors import UserError
-from tests.conftest import toy_flags
+from tests.conftest import ROOT, toy_flags
 from tests.data.sources.tars import jpeg, write_tar
 from tests.peoples_files import TRAIN
 
@@ -71,3 +73,17 @@ def test_blocks_and_numbers_of_another_form_are_told_before_anything_is_made(fla
     process = cli(TRAIN, f"--workdir={tmp_path / 'run'}", f"--config.{flag}")
     assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
     assert told in process.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_mistyped_flag_is_answered_without_jax(cli_environment):
+    code = """if True:
+        import sys
+        from maskvlm_jax import main
+        sys.argv = ["main.py", "--config=configs/pretrain.py", "--config.optm.lr=1"]
+        status = main.main(sys.argv)
+        print(status, "jax" in sys.modules)
+    """
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=cli_environment, capture_output=True, text=True
+    )
+    assert process.stdout == "2 False\n" and "optim" in process.stderr
