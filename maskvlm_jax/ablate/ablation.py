@@ -254,7 +254,7 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
     """
     path, free = workdir / "grid.json", ("seeds", "rows", "metrics", "plotted", "data_root", "name", "parallel")
     wanted = json.loads(config.to_json())
-    begun = any(run_folder.of_a_run(path.parent) for path in workdir.glob("*/seed*/*/config.json"))
+    begun = any(run_folder.holds_results(stage) for stage in workdir.glob("*/seed*/*/"))
     if path.exists() and begun:
         there = read_json(path)
         differing = sorted(key for key in wanted if key not in free and there.get(key) != wanted[key])

@@ -146,6 +146,9 @@ def test_a_refused_grid_claims_no_folder(tmp_path, monkeypatch):
     (tmp_path / "grid" / "grid.json").write_text("{}")  # of a command that began no run
     monkeypatch.setattr(ablation, "run_grid", lambda config, workdir, *rest: (workdir / "table.md").write_text(""))
     ablation.run(small_grid(), tmp_path / "grid")
-    (tmp_path / "grid" / "row").mkdir()
+    (tmp_path / "grid" / "row" / "seed0").mkdir(parents=True)  # with the log of a run that was refused
+    ablation.run(small_grid(), tmp_path / "grid")
+    run = tmp_path / "grid" / "row" / "seed0" / "pretrain"
+    (run / "checkpoints" / "2").mkdir(parents=True)
     with pytest.raises(UserError, match=r"other values of steps; use another --workdir, or .*: --config.steps=3"):
         ablation.run(small_grid(steps=4), tmp_path / "grid")
