@@ -60,10 +60,10 @@ def grouped(config, workdir):
 
 def test_parts_of_less_than_two_batches_are_refused(earlier, tmp_path):
     config = config_of(earlier)
-    grouping_features.check(config, tmp_path)
+    grouping_features.check(config, tmp_path, begun=False)
     config.data.grouping.part = 7
     with pytest.raises(UserError, match=r"part 7 holds fewer than two batches of 4: .* set .*grouping\.part=32"):
-        grouping_features.check(config, tmp_path)
+        grouping_features.check(config, tmp_path, begun=False)
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,9 @@ def test_of_a_run_that_began_they_stay_and_of_one_that_did_not_they_are_those_th
     assert len(np.load(tmp_path / grouping_features.FEATURES)[0]) == 7
     assert grouping_features.record(tmp_path)["sha256"] != before["sha256"]
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    (tmp_path / "config.json").write_text("{}")
     config = config_of(earlier / "gone")  # nothing is read of it any more
-    grouping_features.check(config, tmp_path)
+    grouping_features.check(config, tmp_path, begun=True)
     assert grouped(config, tmp_path).grouping[0][1] < 7
 
 
@@ -131,12 +132,12 @@ def test_damaged_features_are_told(workdir, earlier, tmp_path):
 
 def test_what_examples_cannot_be_grouped_by_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"there is no workdir '.*nothing' to group examples by; set --config\.data"):
-        grouping_features.check(config_of(tmp_path / "nothing"), tmp_path)
+        grouping_features.check(config_of(tmp_path / "nothing"), tmp_path, begun=False)
     config = config_of(tmp_path / "nothing")
     with config.unlocked():
         config.data.mixture = {"a": {}}
     with pytest.raises(UserError, match=r"data\.grouping is for a single set"):
-        grouping_features.check(config, tmp_path)
+        grouping_features.check(config, tmp_path, begun=False)
     (tmp_path / "m3ae").mkdir()
     exporting.make_workdir(tmp_path / "m3ae", toy_config("recipe=m3ae", masking__image_cell=1))
     with pytest.raises(UserError, match="m3ae has no contrastive space to group examples in"):
