@@ -9,10 +9,9 @@ from pathlib import Path
 
 from maskvlm_jax.models.pretrained import encoders
 
-TOKENIZER = "tokenizer"
 # By what examples are grouped, and what it was made of.
 GROUPING_FEATURES, GROUPING_RECORD = "grouping.npy", "grouping.json"
-_MADE = (TOKENIZER, encoders.FILE, GROUPING_FEATURES, GROUPING_RECORD)
+_MADE = ("tokenizer", encoders.FILE, GROUPING_FEATURES, GROUPING_RECORD)
 _SAVED = re.compile(r"\d+(\.damaged(-\d+)?)?")  # a save that was cut off has another name
 
 
